@@ -1,0 +1,203 @@
+"""Activations of a network's layers: their names, and a forward pass that ends when it has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Done(Exception):
+    """Raised inside a forward pass when all wanted activations are there."""
+
+
+def block_names(network: nn.Module) -> list[str]:
+    """Name the blocks of a network that may hold representations.
+
+    These are the items of its module lists and its other composite children, such as
+    ``down_blocks.0``, ``mid_block`` and ``up_blocks.1`` of a U-Net.
+
+    Parameters
+    ----------
+    network : nn.Module
+
+    Returns
+    -------
+    list of str
+        In order of definition; `layer_shapes` says which of them yield maps.
+
+    Examples
+    --------
+    >>> block_names(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.ReLU())))
+    ['1']
+    """
+    names = []
+    for name, child in network.named_children():
+        if isinstance(child, nn.ModuleList):
+            names += [f"{name}.{index}" for index in range(len(child))]
+        elif any(True for _ in child.children()):
+            names.append(name)
+    return names
+
+
+def layer_shapes(
+    network: nn.Module, forward: Callable[[], Any], names: Sequence[str] | None = None
+) -> dict[str, tuple[int, int, int]]:
+    """Find which layers yield maps, in the order in which a forward pass reaches them.
+
+    Parameters
+    ----------
+    network : nn.Module
+    forward : callable
+        Runs the network once.
+    names : sequence of str, default=None
+        Module paths, as `torch.nn.Module.named_modules` gives them; None is `block_names`.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        ``(channels, height, width)`` of each layer's map, in order of execution.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a named layer that yields no map.
+    """
+    check_layers(network, names or ())
+    shapes: dict[str, tuple[int, int, int]] = {}
+
+    def record(name: str, output: Any) -> None:
+        activation = _as_map(output)
+        if activation is not None:
+            shapes.setdefault(name, tuple(activation.shape[1:]))  # type: ignore[arg-type]
+
+    with evaluating(network), torch.inference_mode(), _hooks(network, names or block_names(network), record):
+        forward()
+    for name in names or ():
+        if name not in shapes:
+            raise ValueError(f"layer {name!r} yields no map of activations; choose one of {', '.join(block_names(network))}")
+    return shapes
+
+
+def check_layers(network: nn.Module, names: Sequence[str]) -> None:
+    """Raise ValueError, with the layers to choose from, for a name that is no module of the network."""
+    known = dict(network.named_modules())
+    for name in names:
+        if not name or name not in known:
+            raise ValueError(
+                f"unknown layer {name!r}: choose one of {', '.join(block_names(network))}, "
+                "or another module path of the network"
+            )
+
+
+def capture(
+    network: nn.Module,
+    forward: Callable[[], Any],
+    layers: Sequence[str],
+    reduce: Callable[[str, Tensor], Any],
+) -> dict[str, Any]:
+    """Run a forward pass and keep what `reduce` makes of the layers' maps.
+
+    The pass ends right after the last wanted layer: what lies deeper is not computed. Hooks
+    are removed also where the pass raises. Mode and gradients are the caller's concern
+    (see `evaluating`).
+
+    Parameters
+    ----------
+    network : nn.Module
+    forward : callable
+        Runs the network once.
+    layers : sequence of str
+        Module paths.
+    reduce : callable
+        Called as ``reduce(name, activation)`` with each map of shape (n, channels, height, width), in
+        the middle of the pass, so that only its result is kept.
+
+    Returns
+    -------
+    dict
+        The result of `reduce` for each layer.
+    """
+    wanted = set(layers)
+    kept: dict[str, Any] = {}
+
+    def keep(name: str, output: Any) -> None:
+        kept[name] = reduce(name, _as_map(output))
+        if len(kept) == len(wanted):
+            raise _Done
+
+    with _hooks(network, layers, keep):
+        try:
+            forward()
+        except _Done:
+            pass
+    return kept
+
+
+def pool(activation: Tensor, size: int) -> Tensor:
+    """Average a map over ``size x size`` cells and flatten it.
+
+    Parameters
+    ----------
+    activation : Tensor of shape (n, channels, height, width)
+    size : int
+        Cells along each side. Where the map has fewer pixels than cells, pixels are repeated.
+
+    Returns
+    -------
+    Tensor of shape (n, channels * size * size), float32
+
+    Examples
+    --------
+    >>> pool(torch.arange(4.0).reshape(1, 1, 2, 2), 1)
+    tensor([[1.5000]])
+    """
+    return F.adaptive_avg_pool2d(activation.float(), size).flatten(1)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and each of its modules back into its own afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _hooks(network: nn.Module, names: Sequence[str], act: Callable[[str, Any], None]) -> Iterator[None]:
+    modules: Mapping[str, nn.Module] = dict(network.named_modules())
+    handles = []
+    try:
+        for name in names:
+            # The name is bound as a default: a closure would see the loop's last one.
+            def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                act(name, output)
+
+            handles.append(modules[name].register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _as_map(output: Any) -> Tensor | None:
+    """Return a module's output as (n, channels, height, width), or None where it is no map."""
+    if isinstance(output, (tuple, list)):  # down blocks also return their skip connections
+        output = output[0] if output else None
+    if not isinstance(output, Tensor):
+        return None
+    if output.ndim == 4:
+        return output
+    if output.ndim == 3 and math.isqrt(output.shape[1]) ** 2 == output.shape[1]:  # tokens of a square image
+        side = math.isqrt(output.shape[1])
+        return output.transpose(1, 2).unflatten(2, (side, side))
+    return None

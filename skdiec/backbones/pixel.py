@@ -1,0 +1,262 @@
+"""Pixel-space backbones: a diffusers ``UNet2DModel`` with its noise schedule."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+RECIPE_FILE = "skdiec.json"
+"""File beside a pretrained pipeline that says how images enter it and how it was trained."""
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+class PixelBackbone:
+    """A denoising U-Net over pixels, with its forward process.
+
+    Parameters
+    ----------
+    network : diffusers.UNet2DModel
+        The denoiser. It is used as it is; `load_backbone` copies what callers own.
+    scheduler : diffusers.DDPMScheduler
+        The noise schedule, the forward process and the prediction type.
+    image_shape : tuple of int, default=None
+        ``(channels, height, width)`` of the images that the model was trained on. None takes the network's
+        own input channels and sample size.
+    patch_size : int, default=1
+        Side of the squares of pixels that are folded into channels before the network
+        (space-to-depth), which makes larger images affordable.
+    recipe : dict, default=None
+        How the network was trained, as `pretrain` records it.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+        ``(channels, height, width)`` that the network sees.
+    """
+
+    def __init__(
+        self,
+        network: UNet2DModel,
+        scheduler: DDPMScheduler,
+        *,
+        image_shape: tuple[int, int, int] | None = None,
+        patch_size: int = 1,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        self.network = network
+        self.scheduler = scheduler
+        sides = _sides(network.config.sample_size)
+        if sides is None and image_shape is None:
+            raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
+        height, width = sides or image_shape[1:]
+        channels = int(network.config.in_channels)
+        self.input_shape = (channels, height, width)
+        self.patch_size = patch_size
+        self.image_shape = image_shape or (channels // patch_size**2, height * patch_size, width * patch_size)
+        self.recipe = dict(recipe or {})
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Number of timesteps of the noise schedule; timesteps count from 0."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Adapt images to the network's input.
+
+        Channels are repeated (1 to 3), weighted (3 to 1, ITU-R BT.601) or dropped (the fourth). Another
+        size is scaled to cover the target, then cropped at the centre. What space-to-depth and the network's
+        downsampling cannot divide is filled by repeating the border.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, channels, height, width)
+            Floating point, nominally in [-1, 1].
+
+        Returns
+        -------
+        Tensor of shape (n, *input_shape)
+            On the same device, of the same dtype.
+        """
+        channels, height, width = self.image_shape
+        images = _adapt_channels(images, channels)
+        if images.shape[2:] != (height, width):
+            images = _cover(images, height, width)
+        full_height, full_width = self.input_shape[1] * self.patch_size, self.input_shape[2] * self.patch_size
+        extra_height, extra_width = full_height - height, full_width - width
+        if extra_height or extra_width:
+            top, left = extra_height // 2, extra_width // 2
+            images = F.pad(images, (left, extra_width - left, top, extra_height - top), mode="replicate")
+        return F.pixel_unshuffle(images, self.patch_size) if self.patch_size > 1 else images
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Draw x_t of the forward process, x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise.
+
+        Parameters
+        ----------
+        x0, noise : Tensor of shape (n, *input_shape)
+            Prepared images and standard normal noise.
+        timesteps : Tensor of shape (n,), integer
+            From 0 to ``num_train_timesteps - 1``.
+
+        Returns
+        -------
+        Tensor of shape (n, *input_shape)
+        """
+        return self.scheduler.add_noise(x0, noise, timesteps)
+
+    def predict(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        """Run the network: its output for each noisy image, in the scheduler's prediction type."""
+        return self.network(x_t, timesteps, return_dict=False)[0]
+
+    def denoising_loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Mean squared error of the network's prediction: the loss the model was pretrained with.
+
+        Parameters
+        ----------
+        x0, noise, timesteps
+            As in `add_noise`.
+
+        Returns
+        -------
+        Tensor of shape (), float32
+        """
+        prediction = self.predict(self.add_noise(x0, noise, timesteps), timesteps)
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            target = noise
+        elif kind == "v_prediction":
+            target = self.scheduler.get_velocity(x0, noise, timesteps)
+        else:  # "sample"
+            target = x0
+        # A network with learned variances has twice the channels; the mean comes first.
+        return F.mse_loss(prediction[:, : target.shape[1]].float(), target.float())
+
+    def check_timestep(self, timestep: int, name: str = "timestep") -> None:
+        """Raise ValueError for a timestep that the noise schedule does not have."""
+        if not 0 <= timestep < self.num_train_timesteps:
+            raise ValueError(
+                f"{name} must be from 0 to {self.num_train_timesteps - 1}, "
+                f"the last of the backbone's noise schedule; got {timestep}"
+            )
+
+    def check_channels(self, channels: int) -> None:
+        """Raise ValueError for images whose channels cannot be made those of the backbone."""
+        if channels != self.image_shape[0] and (channels, self.image_shape[0]) not in _CHANNEL_CHANGES:
+            raise ValueError(
+                f"X has images of {channels} channels, which cannot be adapted to the {self.image_shape[0]} of the backbone"
+            )
+
+    def to(self, device: torch.device | str) -> PixelBackbone:
+        """Move the network in place and return this backbone."""
+        self.network.to(device)
+        return self
+
+    def copy(self) -> PixelBackbone:
+        """Return a backbone with weights of its own."""
+        return copy.deepcopy(self)
+
+    def fingerprint(self) -> str:
+        """Return a hash of weights, architecture, schedule and image shape, as a cache key."""
+        digest = hashlib.sha256()
+        schedule = json.dumps(dict(self.scheduler.config), sort_keys=True, default=str)
+        architecture = json.dumps(dict(self.network.config), sort_keys=True, default=str)
+        digest.update(f"{architecture}{schedule}{self.image_shape}{self.patch_size}".encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save as a diffusers ``DDPMPipeline`` folder with safetensors weights.
+
+        ``DDPMPipeline.from_pretrained(folder)`` and ``load_backbone(folder)`` both read it. Where `patch_size`
+        is above 1, what diffusers samples are images folded by `torch.nn.functional.pixel_unshuffle`.
+
+        Parameters
+        ----------
+        folder : path
+            Made where it does not exist.
+        """
+        from diffusers import DDPMPipeline
+
+        folder = Path(folder)
+        DDPMPipeline(self.network, self.scheduler).save_pretrained(folder, safe_serialization=True)
+        record = {**self.recipe, "image_shape": list(self.image_shape), "patch_size": self.patch_size}
+        # Last, and in one step: its presence says that the folder is complete.
+        partial = folder / f"{RECIPE_FILE}.partial"
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+        partial.replace(folder / RECIPE_FILE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # By configuration and CPU weights: a pickle then loads without the device it was made on.
+        return {
+            "network_config": dict(self.network.config),
+            "weights": {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()},
+            "scheduler_config": dict(self.scheduler.config),
+            "image_shape": self.image_shape,
+            "patch_size": self.patch_size,
+            "recipe": self.recipe,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from diffusers import DDPMScheduler, UNet2DModel
+
+        network = UNet2DModel.from_config(state["network_config"])
+        network.load_state_dict(state["weights"])
+        network.eval()
+        self.__init__(  # type: ignore[misc]
+            network,
+            DDPMScheduler.from_config(state["scheduler_config"]),
+            image_shape=state["image_shape"],
+            patch_size=state["patch_size"],
+            recipe=state["recipe"],
+        )
+
+
+_CHANNEL_CHANGES = frozenset({(1, 3), (3, 1), (4, 3), (4, 1)})
+
+
+def _adapt_channels(images: Tensor, channels: int) -> Tensor:
+    found = images.shape[1]
+    if found == channels:
+        return images
+    if (found, channels) not in _CHANNEL_CHANGES:
+        raise ValueError(f"images of {found} channels cannot be adapted to {channels}")
+    images = images[:, :3]  # without alpha
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1) if found == 1 else images
+    return (images * images.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+
+
+def _cover(images: Tensor, height: int, width: int) -> Tensor:
+    scale = max(height / images.shape[2], width / images.shape[3])
+    cover = (max(height, math.ceil(images.shape[2] * scale - 1e-6)), max(width, math.ceil(images.shape[3] * scale - 1e-6)))
+    images = F.interpolate(images, size=cover, mode="bicubic", antialias=True).clamp(-1, 1)
+    top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
+    return images[:, :, top : top + height, left : left + width]
+
+
+def _sides(sample_size: int | tuple[int, int] | list[int] | None) -> tuple[int, int] | None:
+    if sample_size is None:
+        return None
+    if isinstance(sample_size, int):
+        return sample_size, sample_size
+    height, width = sample_size
+    return int(height), int(width)

@@ -1,0 +1,172 @@
+"""Neighbourhood graphs: sparse k-NN graph, spectral embedding, and the partition with the lowest cut."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neighbors import NearestNeighbors
+
+_DENSE_BELOW = 300
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition and where it came from.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n,), int32
+        Cluster of each row, from 0.
+    cut : float
+        Value of the objective, lower is better.
+    source : str
+        ``"spectral"`` or ``"k-means"``.
+    """
+
+    labels: NDArray[np.int32]
+    cut: float
+    source: str
+
+
+def knn_graph(X: ArrayLike, n_neighbors: int = 10, *, n_jobs: int | None = None) -> sparse.csr_array:
+    """Build the symmetric k-nearest-neighbour graph of some rows.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, d)
+        Features; Euclidean distance, exact search.
+    n_neighbors : int, default=10
+        Neighbours of each row, itself left out; at most n - 1 are used.
+    n_jobs : int, default=None
+        As in scikit-learn.
+
+    Returns
+    -------
+    csr_array of shape (n, n), float64
+        Weight 1 between mutual neighbours, 0.5 between others, 0 on the diagonal.
+
+    Examples
+    --------
+    >>> knn_graph([[0.0], [1.0], [5.0]], 1).toarray()
+    array([[0. , 1. , 0. ],
+           [1. , 0. , 0.5],
+           [0. , 0.5, 0. ]])
+    """
+    X = np.asarray(X)
+    n_neighbors = min(n_neighbors, len(X) - 1)
+    if n_neighbors < 1:
+        return sparse.csr_array((len(X), len(X)), dtype=np.float64)
+    search = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=n_jobs).fit(X)
+    directed = sparse.csr_array(search.kneighbors_graph())
+    return sparse.csr_array((directed + directed.T) / 2)
+
+
+def spectral_embedding(graph: sparse.csr_array, n_vectors: int, *, seed: int = 0) -> NDArray[np.float64]:
+    """Compute the leading eigenvectors of D^-1/2 A D^-1/2, the normalised adjacency matrix.
+
+    Parameters
+    ----------
+    graph : sparse array of shape (n, n)
+        Symmetric, non-negative weights A.
+    n_vectors : int
+        At most n are returned.
+    seed : int, default=0
+        Seeds the start of the iteration (Lanczos; the matrix is never made dense, but for small graphs).
+
+    Returns
+    -------
+    ndarray of shape (n, n_vectors)
+        Orthonormal columns, largest eigenvalue first; each column's largest entry is positive.
+    """
+    n = graph.shape[0]
+    n_vectors = min(n_vectors, n)
+    degree = np.asarray(graph.sum(axis=1)).ravel()
+    scale = sparse.diags_array(1.0 / np.sqrt(np.where(degree > 0, degree, 1.0)))
+    # The shift makes the spectrum non-negative; Lanczos finds the ends of a spectrum first.
+    normalized = sparse.csr_array(scale @ graph @ scale + sparse.eye_array(n))
+    if n <= _DENSE_BELOW or n_vectors >= n - 1:
+        vectors = np.linalg.eigh(normalized.toarray())[1][:, ::-1][:, :n_vectors]
+    else:
+        start = np.random.default_rng(seed).uniform(-1, 1, n)
+        try:
+            values, vectors = eigsh(normalized, k=n_vectors, which="LA", v0=start, tol=1e-6, ncv=min(n, 2 * n_vectors + 20))
+        except ArpackNoConvergence as failure:
+            if not len(failure.eigenvalues):
+                raise
+            values, vectors = failure.eigenvalues, failure.eigenvectors
+        vectors = vectors[:, np.argsort(values)[::-1]]
+    largest = np.abs(vectors).argmax(axis=0)
+    return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
+
+
+def best_partition(
+    X: ArrayLike,
+    graph: sparse.csr_array,
+    n_clusters: int,
+    cut: Callable[[sparse.csr_array, NDArray[np.int32]], float],
+    *,
+    n_init: int = 10,
+    seed: int = 0,
+) -> Partition:
+    """Find the partition with the lowest cut among many spectral and k-means partitions.
+
+    A k-means run ends in one of many local optima, typically with one class split and two merged. The cut tells
+    such a partition from the right one without labels, so the candidates should differ: k-means on
+    n_clusters and more eigenvectors, each from several starts, and k-means on the features themselves.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, d)
+        Features.
+    graph : sparse array of shape (n, n)
+        Their neighbourhood graph.
+    n_clusters : int
+        At most n.
+    cut : callable
+        ``cut(graph, labels)``, lower is better, such as the normalised cut.
+    n_init : int, default=10
+        Starts of k-means in each space.
+    seed : int, default=0
+
+    Returns
+    -------
+    Partition
+    """
+    best: Partition | None = None
+    for source, labels in _candidates(np.asarray(X), graph, n_clusters, n_init, seed):
+        value = cut(graph, labels)
+        if best is None or value < best.cut:
+            best = Partition(labels, value, source)
+    if best is None:
+        raise ValueError(f"n_init must be at least 1; got {n_init}")
+    return best
+
+
+def kmeans_labels(X: NDArray, n_clusters: int, *, n_init: int = 1, seed: int = 0) -> NDArray[np.int32]:
+    """Cluster by k-means++; rows that coincide may leave clusters empty, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(n_clusters, n_init=n_init, random_state=seed).fit(X).labels_
+
+
+def _candidates(
+    X: NDArray, graph: sparse.csr_array, n_clusters: int, n_init: int, seed: int
+) -> Iterator[tuple[str, NDArray[np.int32]]]:
+    for start in range(n_init):
+        yield "k-means", kmeans_labels(X, n_clusters, seed=seed + start)
+    if n_clusters < 2 or graph.shape[0] <= n_clusters:
+        return
+    vectors = spectral_embedding(graph, n_clusters + max(2, round(0.6 * n_clusters)), seed=seed)
+    for width in sorted({n_clusters, (n_clusters + vectors.shape[1]) // 2, vectors.shape[1]}):
+        rows = vectors[:, :width]
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        for start in range(n_init):
+            yield "spectral", kmeans_labels(rows, n_clusters, seed=seed + start)

@@ -1,0 +1,106 @@
+"""Metrics against true labels. They evaluate results; nothing in skdiec learns from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+from sklearn.utils import check_consistent_length, column_or_1d
+
+
+@dataclass(frozen=True)
+class ClusteringReport:
+    """The field's three figures for a clustering.
+
+    Attributes
+    ----------
+    acc : float
+        Clustering accuracy, 0 to 1; see `clustering_accuracy`.
+    nmi : float
+        Normalised mutual information, arithmetic mean, 0 to 1.
+    ari : float
+        Adjusted Rand index, -0.5 to 1.
+    """
+
+    acc: float
+    nmi: float
+    ari: float
+
+    def __str__(self) -> str:
+        return f"ACC {self.acc:.3f}  NMI {self.nmi:.3f}  ARI {self.ari:.3f}"
+
+
+def clustering_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
+    """Compute the share of rows labelled rightly under the best one-to-one match of clusters to classes.
+
+    The match is found by the Hungarian method; rows of clusters that no class is left for count as wrong.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of shape (n,)
+        Classes and clusters; any integers or strings.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        Where lengths differ or are zero.
+
+    Examples
+    --------
+    >>> clustering_accuracy([0, 0, 1, 1], [1, 1, 0, 1])
+    0.75
+    """
+    y_true, y_pred = column_or_1d(y_true), column_or_1d(y_pred)
+    check_consistent_length(y_true, y_pred)
+    if len(y_true) == 0:
+        raise ValueError("y_true and y_pred must not be empty")
+    table = contingency_matrix(y_true, y_pred)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(y_true))
+
+
+def clustering_report(y_true: ArrayLike, y_pred: ArrayLike) -> ClusteringReport:
+    """Compute ACC, NMI and ARI in one call.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of shape (n,)
+        Classes and clusters.
+
+    Returns
+    -------
+    ClusteringReport
+
+    Examples
+    --------
+    >>> print(clustering_report([0, 0, 1, 1], [1, 1, 0, 0]))
+    ACC 1.000  NMI 1.000  ARI 1.000
+    """
+    return ClusteringReport(
+        acc=clustering_accuracy(y_true, y_pred),
+        nmi=float(normalized_mutual_info_score(y_true, y_pred)),
+        ari=float(adjusted_rand_score(y_true, y_pred)),
+    )
+
+
+def accuracy_scorer(estimator: Any, X: Any, y: ArrayLike) -> float:
+    """Score a clusterer by `clustering_accuracy`: pass as ``scoring`` to a search of scikit-learn."""
+    return clustering_accuracy(y, estimator.predict(X))
+
+
+def nmi_scorer(estimator: Any, X: Any, y: ArrayLike) -> float:
+    """Score a clusterer by normalised mutual information: pass as ``scoring``."""
+    return float(normalized_mutual_info_score(y, estimator.predict(X)))
+
+
+def ari_scorer(estimator: Any, X: Any, y: ArrayLike) -> float:
+    """Score a clusterer by the adjusted Rand index: pass as ``scoring``."""
+    return float(adjusted_rand_score(y, estimator.predict(X)))

@@ -1,0 +1,142 @@
+"""Label-free scores of a clustering: Scott, normalised cut, modularity."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+
+def scott_score(X: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-6) -> float:
+    r"""Compute the Scott score of a partition, higher for better separated clusters.
+
+    .. math:: \log\det T - \log\det W = \log\det(I + W^{-1} B)
+
+    with total scatter T, within-cluster scatter W and B = T - W (section 3.2 of DiEC,
+    https://arxiv.org/abs/2512.20905). B has rank below the number K of clusters, so the determinant is
+    taken of a K x K matrix. NbClust's index of the same name is n times this value.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, q)
+        Features.
+    labels : array-like of shape (n,)
+        Cluster of each row.
+    ridge : float, default=1e-6
+        W is regularised by this share of T: then no direction without variance within clusters yields infinity, and the
+        score stays invariant to every invertible affine map of X.
+
+    Returns
+    -------
+    float
+        At least 0; 0 for one cluster.
+
+    Raises
+    ------
+    ValueError
+        Where lengths differ or X has fewer than two dimensions.
+
+    Examples
+    --------
+    >>> round(scott_score([[0.0], [2.0], [10.0], [12.0]], [0, 0, 1, 1], ridge=0), 4)  # log(104 / 4)
+    3.2581
+    """
+    X = np.asarray(X, dtype=np.float64)
+    if X.ndim != 2:
+        raise ValueError(f"X must have shape (n, q); got {X.shape}")
+    codes, counts = _codes(labels, len(X))
+    centered = X - X.mean(axis=0)
+    total = centered.T @ centered
+    sums = np.zeros((len(counts), X.shape[1]))
+    np.add.at(sums, codes, centered)
+    directions = sums / np.sqrt(counts)[:, None]  # B = directions.T @ directions
+    within = total - directions.T @ directions + ridge * total
+    solved = np.linalg.lstsq(_symmetric(within), directions.T, rcond=1e-12)[0]
+    sign, value = np.linalg.slogdet(np.eye(len(counts)) + _symmetric(directions @ solved))
+    return float(max(value, 0.0)) if sign > 0 else 0.0
+
+
+def normalized_cut(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -> float:
+    r"""Compute the normalised cut of a graph partition, lower for better separated clusters.
+
+    .. math:: \sum_k \mathrm{cut}(C_k, \bar C_k) / \mathrm{vol}(C_k)
+
+    from 0 (no edge between clusters) to the number of clusters (Shi and Malik, 2000).
+
+    Parameters
+    ----------
+    graph : sparse matrix of shape (n, n)
+        Symmetric, non-negative edge weights.
+    labels : array-like of shape (n,)
+        Cluster of each node.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        Where shapes differ.
+
+    Examples
+    --------
+    >>> path = sparse.csr_array(np.diag([1.0, 1, 1], 1) + np.diag([1.0, 1, 1], -1))
+    >>> round(normalized_cut(path, [0, 0, 1, 1]), 4)  # 1/3 + 1/3
+    0.6667
+    """
+    inside, volume = _inside_and_volume(graph, labels)
+    return float(np.sum(1.0 - inside / np.where(volume > 0, volume, 1.0)))
+
+
+def modularity(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -> float:
+    r"""Compute Newman's modularity of a graph partition, higher for better separated clusters.
+
+    .. math:: \sum_k \mathrm{inside}(C_k)/\mathrm{vol} - (\mathrm{vol}(C_k)/\mathrm{vol})^2
+
+    Unlike the normalised cut it does not grow with the number of clusters, so it compares partitions
+    into different numbers of them.
+
+    Parameters
+    ----------
+    graph, labels
+        As in `normalized_cut`.
+
+    Returns
+    -------
+    float
+        From -0.5 to 1; 0 for one cluster.
+
+    Examples
+    --------
+    >>> path = sparse.csr_array(np.diag([1.0, 1, 1], 1) + np.diag([1.0, 1, 1], -1))
+    >>> round(modularity(path, [0, 0, 1, 1]), 4)  # 2 (2/6 - (3/6)**2)
+    0.1667
+    """
+    inside, volume = _inside_and_volume(graph, labels)
+    total = max(volume.sum(), np.finfo(float).tiny)
+    return float(np.sum(inside / total - (volume / total) ** 2))
+
+
+def _inside_and_volume(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Return, for each cluster, the weight inside it and the sum of its nodes' degrees."""
+    graph = sparse.csr_array(graph)
+    if graph.shape[0] != graph.shape[1]:
+        raise ValueError(f"graph must be square; got shape {graph.shape}")
+    codes, counts = _codes(labels, graph.shape[0])
+    member = sparse.csr_array((np.ones(len(codes)), codes, np.arange(len(codes) + 1)), shape=(len(codes), len(counts)))
+    between = (member.T @ (graph @ member)).toarray()
+    return np.diag(between), between.sum(axis=1)
+
+
+def _codes(labels: ArrayLike, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return labels as 0, 1, ... and the size of each cluster."""
+    labels = np.asarray(labels)
+    if labels.shape != (n,):
+        raise ValueError(f"labels must have shape ({n},), one for each row; got {labels.shape}")
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return codes, counts
+
+
+def _symmetric(matrix: NDArray) -> NDArray:
+    return (matrix + matrix.T) / 2

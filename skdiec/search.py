@@ -1,0 +1,198 @@
+"""Search of the layer x timestep x pooling space for the cell that clusters best, without labels."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from skdiec.features import Cell, FeatureExtractor
+from skdiec.graph import best_partition, kmeans_labels, knn_graph
+from skdiec.images import ImageSource
+from skdiec.scores import normalized_cut, scott_score
+
+logger = logging.getLogger(__name__)
+
+Criterion = str | Callable[[NDArray, NDArray], float]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes
+    ----------
+    best : Cell
+        The cell with the highest criterion: COL, COT and the pooling.
+    layers : tuple of str
+        First axis of the scores, in order of execution.
+    timesteps : tuple of int
+        Second axis of the scores.
+    poolings : tuple of int
+        Third axis of the scores.
+    scores : dict of str to ndarray of shape (n_layers, n_timesteps, n_poolings)
+        ``"scott"`` and the criterion's values, higher is better throughout (the normalised cut with its sign
+        turned). NaN where a layer's map has fewer pixels than the pooling has cells.
+    criterion : str
+        The key of `scores` that chose.
+    n_images : int
+        Images of the subset.
+    n_forward : int
+        Images that went through the network, noise draws counted.
+    seconds : float
+        Wall time.
+    """
+
+    best: Cell
+    layers: tuple[str, ...]
+    timesteps: tuple[int, ...]
+    poolings: tuple[int, ...]
+    scores: Mapping[str, NDArray[np.float64]]
+    criterion: str
+    n_images: int
+    n_forward: int
+    seconds: float
+
+
+def grid_search(
+    extractor: FeatureExtractor,
+    source: ImageSource,
+    rows: NDArray[np.integer],
+    *,
+    layers: Mapping[str, tuple[int, int, int]],
+    timesteps: Sequence[int],
+    poolings: Sequence[int],
+    n_clusters: int,
+    criterion: Criterion = "normalized_cut",
+    n_components: int = 32,
+    n_neighbors: int = 10,
+    n_init: int = 3,
+    n_jobs: int | None = None,
+    seed: int = 0,
+) -> SearchResult:
+    """Score every cell of the grid on a subset of the images (Algorithm A1 of the paper).
+
+    For every timestep, one pass for each noise draw yields all layers. The features of each cell are reduced by
+    PCA to the same number of dimensions and clustered by k-means, which gives the Scott score; for other
+    criteria, by the partition with the lowest normalised cut of their neighbourhood graph. Scores are averaged over draws.
+
+    Parameters
+    ----------
+    extractor : FeatureExtractor
+        Its noise draws are scored one by one.
+    source : ImageSource
+    rows : integer array of shape (m,)
+        The subset.
+    layers : mapping of str to tuple of int
+        Candidate layers with the ``(channels, height, width)`` of their maps.
+    timesteps, poolings : sequence of int
+        Candidates.
+    n_clusters : int
+    criterion : {"scott", "normalized_cut"} or callable, default="normalized_cut"
+        A callable gets ``(features, labels)`` and returns a float, higher is better, as scikit-learn's
+        unsupervised metrics do.
+    n_components : int, default=32
+        Dimensions that the Scott score is computed in ("PCA alignment"); fewer where the narrowest cell has fewer. The
+        neighbourhood graph uses up to four times as many.
+    n_neighbors, n_init, n_jobs
+        See `DiffusionEmbeddedClustering`.
+    seed : int, default=0
+
+    Returns
+    -------
+    SearchResult
+    """
+    started = time.monotonic()
+    key = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "criterion")
+    names = list(layers)
+    shape = (len(names), len(timesteps), len(poolings))
+    scores = {name: np.full(shape, np.nan) for name in ("scott", key)}
+    pairs = [
+        (layer, pooling)
+        for layer in names
+        for pooling in poolings
+        # More cells than pixels would only repeat values.
+        if pooling <= min(layers[layer][1:]) or (pooling == min(poolings) and len(layers) == 1)
+    ]
+    if not pairs:
+        raise ValueError(f"no layer has a map of at least {min(poolings)} x {min(poolings)} pixels, the smallest pooling")
+    n_components = min(n_components, len(rows), *(layers[layer][0] * pooling**2 for layer, pooling in pairs))
+    for column, timestep in enumerate(timesteps):
+        cells = [Cell(layer, timestep, pooling) for layer, pooling in pairs]
+        totals: list[NDArray] = []
+        for draw in range(extractor.n_draws):
+            features = extractor.extract(source, cells, rows=rows, draw=draw)
+            values = Parallel(n_jobs=n_jobs)(
+                delayed(_score)(features[cell], n_clusters, criterion, n_components, n_neighbors, n_init, seed)
+                for cell in cells
+            )
+            totals.append(np.array(values))
+        means = np.mean(totals, axis=0)
+        for cell, (scott, value) in zip(cells, means, strict=True):
+            position = (names.index(cell.layer), column, poolings.index(cell.pooling))
+            scores["scott"][position] = scott
+            scores[key][position] = value
+        logger.info("timestep %d: best %s %.4f", timestep, key, means[:, 1].max())
+    if not np.isfinite(scores[key]).any():
+        raise ValueError(f"criterion {key!r} gave no finite value for any cell")
+    row, column, depth = np.unravel_index(np.nanargmax(scores[key]), shape)
+    return SearchResult(
+        best=Cell(names[row], timesteps[column], poolings[depth]),
+        layers=tuple(names),
+        timesteps=tuple(timesteps),
+        poolings=tuple(poolings),
+        scores=scores,
+        criterion=key,
+        n_images=len(rows),
+        n_forward=len(rows) * len(timesteps) * extractor.n_draws,
+        seconds=time.monotonic() - started,
+    )
+
+
+def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: int = 0) -> PCA:
+    """Fit the PCA that brings features to at most `n_components` dimensions.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+    n_components : int
+        At most min(n, d) are kept.
+    seed : int, default=0
+        Used where the solver is a randomised one.
+
+    Returns
+    -------
+    sklearn.decomposition.PCA
+    """
+    n_components = min(n_components, *features.shape)
+    # Of the exact solvers, the covariance one costs d^3 and no copy of the data; past some width only a random one is affordable.
+    solver = "covariance_eigh" if features.shape[1] <= 4096 else "randomized"
+    return PCA(n_components, svd_solver=solver, random_state=seed).fit(features)
+
+
+def _score(
+    features: NDArray[np.float32],
+    n_clusters: int,
+    criterion: Criterion,
+    n_components: int,
+    n_neighbors: int,
+    n_init: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Return the Scott score and the criterion's value of one cell."""
+    reduced = reduce_features(features, 4 * n_components, seed=seed).transform(features)
+    aligned = reduced[:, :n_components]  # components are nested: the first ones are those of a smaller PCA
+    scott = scott_score(aligned, kmeans_labels(aligned, n_clusters, n_init=n_init, seed=seed))
+    if criterion == "scott":
+        return scott, scott
+    graph = knn_graph(reduced, n_neighbors)
+    partition = best_partition(reduced, graph, n_clusters, normalized_cut, n_init=n_init, seed=seed)
+    if criterion == "normalized_cut":
+        return scott, -partition.cut
+    return scott, float(criterion(reduced, partition.labels))  # type: ignore[operator]

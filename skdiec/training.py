@@ -1,0 +1,424 @@
+"""Training of the clustering embedding: a residual head over cached features, or the dual branch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor, nn
+
+from skdiec import dec
+from skdiec.features import Cell, FeatureExtractor
+from skdiec.images import ImageSource
+from skdiec.scores import normalized_cut
+
+logger = logging.getLogger(__name__)
+
+DRIFT_TOLERANCE = 0.1
+"""Relative rise of the denoising loss past which a warning says that generation suffers."""
+
+_DRIFT_IMAGES = 512
+_BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training; `DiffusionEmbeddedClustering` explains them."""
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    nu: float = 1.0
+    max_epochs: int = 30
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    tol: float = 1e-3
+    update_interval: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training ended with; the embedder holds the best state.
+
+    Attributes
+    ----------
+    centers : ndarray of shape (k, d), float64
+        Cluster centres in the embedding.
+    history : dict of str to ndarray
+        One entry an epoch, the start before any training first. ``"cluster_sizes"`` has shape (epochs + 1, k); the
+        others have shape (epochs + 1,): ``"loss"``, ``"kl"``, ``"graph"``, ``"entropy"``, ``"denoising"`` (NaN where there is
+        none), ``"cut"`` (of the assignment, on the neighbourhood graph) and ``"changed"`` (share of rows that changed cluster).
+    n_epochs : int
+        Epochs trained.
+    best_epoch : int
+        Epoch whose state was kept: that of the lowest cut.
+    """
+
+    centers: NDArray[np.float64]
+    history: Mapping[str, NDArray[np.float64]]
+    n_epochs: int
+    best_epoch: int
+
+
+class ResidualHead(nn.Module):
+    """z = h0 + g(h), where the MLP g starts at zero (section 3.3 of DiEC).
+
+    Parameters
+    ----------
+    n_features : int
+        Dimensions of h0, h and z.
+    hidden : int, default=256
+        Width of the hidden layer.
+    seed : int, default=0
+        Seeds the weights of the first layer; those of the second are zero.
+    """
+
+    def __init__(self, n_features: int, hidden: int = 256, *, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.g = nn.Sequential(nn.Linear(n_features, hidden), nn.GELU(), nn.Linear(hidden, n_features))
+        nn.init.zeros_(self.g[2].weight)
+        nn.init.zeros_(self.g[2].bias)
+
+    def forward(self, h0: Tensor, h: Tensor) -> Tensor:
+        """Return z for frozen features h0 and the head's input h, all of shape (n, n_features)."""
+        return h0 + self.g(h)
+
+
+class Projection(nn.Module):
+    """The fixed affine map from pooled activations to h: PCA, then division by one scale.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (d,)
+    components : ndarray of shape (q, d)
+    scale : float
+    """
+
+    def __init__(self, mean: NDArray, components: NDArray, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float64))
+        self.register_buffer("components", torch.as_tensor(components / scale, dtype=torch.float64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return h of shape (n, q) in the dtype of this module (float64 unless converted)."""
+        return (features.to(self.mean.dtype) - self.mean) @ self.components.T
+
+
+class Embedder(Protocol):
+    """What `train` needs to know of a model."""
+
+    module: nn.Module
+    """Holds all that is trained; its state is what a best epoch keeps."""
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Return z of some rows, shape (m, d), with gradient."""
+
+    def embed_all(self) -> Tensor:
+        """Return z of all rows, shape (n, d), without gradient."""
+
+    def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Return L_Re of some rows at random timesteps, or None where the backbone does not train."""
+
+    def drift(self) -> float:
+        """Return the denoising loss on fixed images, timesteps and noise; NaN where the backbone does not train."""
+
+
+class FrozenEmbedder:
+    """A head over features that were computed once: training takes seconds, and generation is untouched.
+
+    Parameters
+    ----------
+    h : ndarray of shape (n, d)
+        Projected features of all rows.
+    head : ResidualHead
+        Trained in place, in float32.
+    device : torch.device
+    """
+
+    def __init__(self, h: NDArray, head: ResidualHead, device: torch.device) -> None:
+        self.module = head.float().to(device)
+        self._h = torch.as_tensor(h, dtype=torch.float32, device=device)
+
+    def embed(self, rows: Tensor) -> Tensor:
+        h = self._h[rows]
+        return self.module(h, h)
+
+    def embed_all(self) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.module(block, block) for block in self._h.split(_BLOCK_ROWS)])
+
+    def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> None:
+        return None
+
+    def drift(self) -> float:
+        return float("nan")
+
+
+class BackboneEmbedder:
+    """The paper's dual branch: the backbone trains with the head, held to denoising by L_Re.
+
+    Parameters
+    ----------
+    extractor : FeatureExtractor
+        Over a backbone of its own, which is trained in place.
+    source : ImageSource
+    cell : Cell
+    projection : Projection
+        From pooled activations to h.
+    h0 : ndarray of shape (n, d)
+        Projected features of the frozen backbone.
+    head : ResidualHead or None
+        None is direct fine-tuning: z = h.
+    denoising_weight : float
+        Weight of L_Re; 0 leaves it out.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        source: ImageSource,
+        cell: Cell,
+        projection: Projection,
+        h0: NDArray,
+        head: ResidualHead | None,
+        denoising_weight: float,
+        seed: int,
+    ) -> None:
+        device = extractor.backbone.device
+        self._extractor, self._source, self._cell = extractor, source, cell
+        self._projection = copy.deepcopy(projection).float().to(device)
+        self._head = head.float().to(device) if head is not None else None
+        self._h0 = torch.as_tensor(h0, dtype=torch.float32)
+        self._noise = extractor.noise()
+        self._denoising_weight = denoising_weight
+        self._seed = seed
+        network = extractor.backbone.network.requires_grad_(True)
+        self.module = nn.ModuleList([network] if self._head is None else [network, self._head])
+
+    def embed(self, rows: Tensor) -> Tensor:
+        device = self._extractor.backbone.device
+        images = torch.from_numpy(self._source.read(rows.cpu().numpy())).to(device)
+        features = self._extractor.forward(images, [self._cell], self._noise)[self._cell]
+        h = self._projection(features)
+        return h if self._head is None else self._head(self._h0[rows.cpu()].to(device), h)
+
+    def embed_all(self) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.embed(rows) for rows in torch.arange(len(self._source)).split(self._extractor.batch_size)])
+
+    def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor | None:
+        if self._denoising_weight == 0:
+            return None
+        return self._denoising_weight * self._denoise(rows, generator)
+
+    def drift(self) -> float:
+        rows = torch.arange(min(len(self._source), _DRIFT_IMAGES))
+        device = self._extractor.backbone.device
+        generator = torch.Generator(device).manual_seed(self._seed)
+        with torch.no_grad():
+            losses = [self._denoise(block, generator) * len(block) for block in rows.split(self._extractor.batch_size)]
+        return float(torch.stack(losses).sum()) / len(rows)
+
+    def _denoise(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        backbone = self._extractor.backbone
+        x0 = backbone.prepare(torch.from_numpy(self._source.read(rows.cpu().numpy())).to(backbone.device))
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        timesteps = torch.randint(backbone.num_train_timesteps, (len(x0),), generator=generator, device=x0.device)
+        return backbone.denoising_loss(x0, noise, timesteps)
+
+
+def train(
+    embedder: Embedder, graph: sparse.csr_array, initial_labels: NDArray[np.integer], n_clusters: int, config: TrainingConfig
+) -> TrainingResult:
+    r"""Minimise L = L_Re + alpha L_KL + beta L_graph + gamma L_ent (section 3.3 of DiEC).
+
+    Centres start at the mean embedding of each initial cluster. The target distribution is computed over all rows every
+    `update_interval` epochs, and with it the weights of the graph's edges: an edge counts as much as the
+    soft assignments of its ends agree, so edges between clusters fade ("adaptive" graph). Training ends after
+    `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The state with the lowest normalised cut
+    of its assignment is kept, an empty cluster counting as much as one without an inner edge.
+
+    Parameters
+    ----------
+    embedder : Embedder
+        Ends in the kept state.
+    graph : sparse array of shape (n, n)
+        Neighbourhood graph of the frozen features.
+    initial_labels : integer array of shape (n,)
+    n_clusters : int
+    config : TrainingConfig
+
+    Returns
+    -------
+    TrainingResult
+
+    Warns
+    -----
+    UserWarning
+        Where clusters were emptied, one swallowed most images, or the denoising loss rose.
+    """
+    device = next(embedder.module.parameters()).device
+    labels = np.asarray(initial_labels)
+    start = embedder.embed_all()
+    centers = nn.Parameter(_means(start, labels, n_clusters))
+    parameters = [*embedder.module.parameters(), centers]
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    edges = sparse.coo_array(graph)
+    heads = torch.as_tensor(edges.row, dtype=torch.long)
+    tails = torch.as_tensor(edges.col, dtype=torch.long)
+    first_edge = torch.as_tensor(sparse.csr_array(graph).indptr, dtype=torch.long)
+    base_weight = torch.as_tensor(edges.data, dtype=torch.float32)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    order = torch.Generator().manual_seed(config.seed)
+
+    log_q = dec.log_soft_assign(start, centers.detach(), nu=config.nu).cpu()
+    tracker = _Tracker(embedder, centers, graph, n_clusters)
+    tracker.record(labels, labels, {"denoising": embedder.drift()})
+    epoch = 0
+    for epoch in range(1, config.max_epochs + 1):
+        if (epoch - 1) % config.update_interval == 0:
+            p = dec.target_distribution(log_q.exp())
+            agreement = (log_q.exp()[heads] * log_q.exp()[tails]).sum(1)
+            edge_weight = base_weight * agreement
+        sums: dict[str, float] = {}
+        for rows in torch.randperm(len(labels), generator=order).split(config.batch_size):
+            neighbors, weight = _sample_neighbors(rows, first_edge, tails, edge_weight, order)
+            terms = _losses(embedder, centers, rows, neighbors, weight.to(device), p[rows].to(device), config, generator)
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            optimizer.step()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
+        means = {name: total / len(labels) for name, total in sums.items()}
+        if not np.isfinite(means["loss"]):
+            warnings.warn(f"the loss became {means['loss']} in epoch {epoch}: keeping epoch {tracker.best_epoch}", stacklevel=2)
+            break
+        log_q = dec.log_soft_assign(embedder.embed_all(), centers.detach(), nu=config.nu).cpu()
+        previous, labels = labels, log_q.argmax(1).numpy()
+        means["denoising"] = embedder.drift()
+        changed = tracker.record(labels, previous, means)
+        if changed <= config.tol:
+            break
+    tracker.restore()
+    tracker.warn()
+    return TrainingResult(
+        centers=centers.detach().cpu().double().numpy(),
+        history=tracker.as_arrays(),
+        n_epochs=epoch,
+        best_epoch=tracker.best_epoch,
+    )
+
+
+def _losses(
+    embedder: Embedder,
+    centers: Tensor,
+    rows: Tensor,
+    neighbors: Tensor,
+    weight: Tensor,
+    p: Tensor,
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Compute each term on one batch, and their weighted sum."""
+    if config.beta > 0:
+        both = dec.log_soft_assign(embedder.embed(torch.cat([rows, neighbors])), centers, nu=config.nu)
+        log_q, log_q_neighbors = both.split([len(rows), len(neighbors)])
+    else:
+        log_q = log_q_neighbors = dec.log_soft_assign(embedder.embed(rows), centers, nu=config.nu)
+    terms = {
+        "kl": dec.kl_loss(log_q, p),
+        "graph": dec.graph_loss(log_q, log_q_neighbors, weight),
+        "entropy": dec.entropy_loss(log_q.exp()),
+    }
+    loss = config.alpha * terms["kl"] + config.beta * terms["graph"] + config.gamma * terms["entropy"]
+    denoising = embedder.denoising_loss(rows, generator)
+    terms["loss"] = loss if denoising is None else loss + denoising
+    return terms
+
+
+def _sample_neighbors(
+    rows: Tensor, first_edge: Tensor, tails: Tensor, edge_weight: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw one neighbour of each row, all alike, with the weight of its edge; a row without edges draws itself, at weight 0."""
+    degree = first_edge[rows + 1] - first_edge[rows]
+    offset = (torch.rand(len(rows), generator=generator) * degree).long().clamp_max((degree - 1).clamp_min(0))
+    edge = (first_edge[rows] + offset).clamp_max(max(len(tails) - 1, 0))
+    if not len(tails):
+        return rows, torch.zeros(len(rows))
+    has_edge = degree > 0
+    return torch.where(has_edge, tails[edge], rows), edge_weight[edge] * has_edge
+
+
+def _means(z: Tensor, labels: NDArray[np.integer], n_clusters: int) -> Tensor:
+    index = torch.as_tensor(labels, dtype=torch.long, device=z.device)
+    sums = torch.zeros((n_clusters, z.shape[1]), dtype=z.dtype, device=z.device).index_add_(0, index, z)
+    counts = torch.bincount(index, minlength=n_clusters).clamp_min(1)
+    return sums / counts[:, None]
+
+
+class _Tracker:
+    """Keeps the history, and the best state seen."""
+
+    def __init__(self, embedder: Embedder, centers: nn.Parameter, graph: sparse.csr_array, n_clusters: int) -> None:
+        self._embedder, self._centers, self._graph, self._n_clusters = embedder, centers, graph, n_clusters
+        self._rows: list[dict[str, float]] = []
+        self._sizes: list[NDArray] = []
+        self._best_cut = np.inf
+        self.best_epoch = 0
+
+    def record(self, labels: NDArray, previous: NDArray, means: dict[str, float]) -> float:
+        """Add an epoch and return the share of rows that changed cluster."""
+        sizes = np.bincount(labels, minlength=self._n_clusters)
+        cut = normalized_cut(self._graph, labels) + float(np.sum(sizes == 0))
+        changed = float(np.mean(labels != previous))
+        if cut < self._best_cut:
+            self._best_cut, self.best_epoch = cut, len(self._rows)
+            self._state = copy.deepcopy(self._embedder.module.state_dict()), self._centers.detach().clone()
+        self._sizes.append(sizes)
+        self._rows.append({**means, "cut": cut, "changed": changed})
+        logger.info("epoch %d: %s", len(self._rows) - 1, self._rows[-1])
+        return changed
+
+    def restore(self) -> None:
+        self._embedder.module.load_state_dict(self._state[0])
+        self._centers.data.copy_(self._state[1])
+
+    def as_arrays(self) -> dict[str, NDArray[np.float64]]:
+        names = ("loss", "kl", "graph", "entropy", "denoising", "cut", "changed")
+        arrays = {name: np.array([row.get(name, np.nan) for row in self._rows]) for name in names}
+        return {**arrays, "cluster_sizes": np.array(self._sizes)}
+
+    def warn(self) -> None:
+        """Tell the user of what went wrong on the way."""
+        first, last = self._sizes[0], self._sizes[-1]
+        if np.sum(last == 0) > np.sum(first == 0):
+            problem = f"{int(np.sum(last == 0))} clusters were emptied"
+        elif last.max() > max(0.5 * last.sum(), 2 * first.max()):
+            problem = "one cluster took most images"
+        else:
+            problem = ""
+        if problem:
+            warnings.warn(
+                f"training collapsed: {problem} (sizes {last.tolist()}, at the start {first.tolist()}). The state of epoch "
+                f"{self.best_epoch} is kept; a larger gamma or a smaller alpha helps",
+                stacklevel=3,
+            )
+        drift = np.array([row["denoising"] for row in self._rows])
+        if drift[-1] > (1 + DRIFT_TOLERANCE) * drift[0]:
+            warnings.warn(
+                f"generative drift: the denoising loss rose from {drift[0]:.4f} to {drift[-1]:.4f}; lower alpha or learning_rate, "
+                "or raise denoising_weight",
+                stacklevel=3,
+            )
