@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import logging
+import math
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import joblib
 import numpy as np
@@ -17,19 +20,22 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
-from skdiec import activations
+from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, pretrain, untrained_backbone
-from skdiec.features import Cell, FeatureExtractor
+from skdiec.features import CellFeatures, FeatureExtractor, map_features
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
-from skdiec.images import FileImages, ImageFormat, ImageSource, as_image_source
+from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths
 from skdiec.scores import modularity, normalized_cut
 from skdiec.search import SearchResult, grid_search, reduce_features
 from skdiec.training import (
     BackboneEmbedder,
+    Embedder,
+    EmbeddingModel,
     FrozenEmbedder,
     Projection,
     ResidualHead,
@@ -48,9 +54,7 @@ DEFAULT_POOLINGS = (1, 2, 4)
 _SEARCH_COMPONENTS = 32
 
 
-class DiffusionEmbeddedClustering(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
-):
+class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """Cluster images by what a diffusion model knows of them (DiEC).
 
     ``fit`` takes a pretrained diffusion model, or trains a compact one on the images; searches its layers and
@@ -84,8 +88,8 @@ class DiffusionEmbeddedClustering(
         searched; None searches all blocks.
 
     timestep : int or sequence of int, default=None
-        Timestep of the noise schedule, from 0. One is used, several are searched; None searches eight between 1 % and 40 %
-        of the schedule.
+        Timestep of the noise schedule, from 0. One is used, several are searched; None searches eight
+        between 1 % and 40 % of the schedule.
 
     pooling : int or sequence of int, default=None
         Maps of activations are averaged over ``pooling x pooling`` cells. One is used, several are searched; None
@@ -122,8 +126,8 @@ class DiffusionEmbeddedClustering(
 
     head : {"residual", "direct"} or None, default="residual"
         What is trained. ``"residual"`` is z = h0 + g(h), with h0 the frozen features and g an MLP that starts at
-        zero. ``"direct"`` is z = h, the paper's ablation, which needs `train_backbone`. None trains nothing: rows go to the nearest
-        mean of the start's clusters.
+        zero. ``"direct"`` is z = h, the paper's ablation, which needs `train_backbone`. None trains nothing: rows go
+        to the nearest mean of the start's clusters.
 
     train_backbone : bool, default=False
         Train the backbone too (the paper's dual branch), held to denoising by `denoising_weight`. Much slower than
@@ -160,8 +164,8 @@ class DiffusionEmbeddedClustering(
         Settings of `skdiec.pretrain` for ``backbone="auto"``, such as ``{"epochs": 50}``.
 
     backbone_folder : path, default=None
-        Where ``backbone="auto"`` saves its diffusers pipeline, resumes a training that was stopped, and finds a finished one. None
-        keeps it in `memory` where that is set, else only in `backbone_`.
+        Where ``backbone="auto"`` saves its diffusers pipeline, resumes a training that was stopped, and finds a
+        finished one. None keeps it in `memory` where that is set, else only in `backbone_`.
 
     memory : str or joblib.Memory, default=None
         Cache of pretraining, search, features and start, so that fits that share them, as in a search over the head's
@@ -209,7 +213,8 @@ class DiffusionEmbeddedClustering(
         All scores of the search, with poolings, cost and criterion.
 
     history_ : dict of str to ndarray
-        Every loss term, cut, share of changed labels and cluster sizes for each epoch; see `skdiec.training.TrainingResult`.
+        Every loss term, cut, share of changed labels and cluster sizes for each epoch; see
+        `skdiec.training.TrainingResult`.
 
     n_iter_ : int
         Epochs trained.
@@ -243,7 +248,7 @@ class DiffusionEmbeddedClustering(
     True
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
         "backbone": [str, os.PathLike, HasMethods(["parameters"]), HasMethods(["save_pretrained"])],
         "image_shape": ["array-like", None],
@@ -362,7 +367,9 @@ class DiffusionEmbeddedClustering(
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None) -> DiffusionEmbeddedClustering:
+    def fit(
+        self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None
+    ) -> DiffusionEmbeddedClustering:
         """Search the representation, find the start and train the embedding.
 
         Parameters
@@ -390,12 +397,394 @@ class DiffusionEmbeddedClustering(
         UserWarning
             Where clusters collapse, or the denoising loss rises while the backbone trains.
         """
+        with _logging(self.verbose):
+            return self._fit(X)
+
+    def _fit(self, X: Any) -> DiffusionEmbeddedClustering:
+        self._check_parameters()
+        device = _resolve_device(self.device)
+        memory = check_memory(self.memory)
+        seeds = _Seeds.draw(self.random_state)
+        # Loaded when first needed: wrong input is told of before a download.
+        load = functools.cache(lambda: None if _is_auto(self.backbone) else load_backbone(self.backbone))
+        source = self._image_source(self._check_input(X, reset=True), file_shape=lambda: load().image_shape)
+        if len(source) < self.n_clusters:
+            raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
+        pretrain_params = {
+            "random_state": seeds.pretrain,
+            "device": device,
+            "verbose": self.verbose,
+            **(self.pretrain_params or {}),
+        }
+        backbone = load() or untrained_backbone(source, **pretrain_params)
+        backbone.check_channels(source.shape[0])
+        layers, timesteps, poolings = self._search_space(backbone)
+        if isinstance(source, FileImages):
+            source = source.in_memory()
+
+        if _is_auto(self.backbone):
+            backbone = pretrain(source, self._pretrain_folder(source, pretrain_params, memory), **pretrain_params)
+        backbone = backbone.to(device)
+        extractor = FeatureExtractor(backbone, self.n_draws, seeds.noise, self.inference_batch_size)
+        search = self._search(extractor, source, layers, timesteps, poolings, memory, seeds)
+        cell = search.best
+        features = dataclasses.replace(extractor, memory=memory).extract(source, [cell])[cell]
+        start = memory.cache(_find_start, ignore=["n_jobs"])(
+            features,
+            self.n_clusters,
+            self.n_components,
+            self.n_neighbors,
+            self.init,
+            self.n_init,
+            seeds.start,
+            self.n_jobs,
+        )
+        del features
+        extractors = self._train(extractor, source, cell, start, seeds.head)
+
+        self._format = source.format
+        self._extractors, self._cell = extractors, cell
+        self.embedding_ = self._map(source, self._model.embed)
+        self.labels_ = self._model.assign(self.embedding_).argmax(axis=1).astype(np.int32)
+        self._n_features_out = self.embedding_.shape[1]
+        self.image_shape_ = source.shape
+        self.value_range_ = source.format.value_range
+        self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
+        self.search_result_ = search
+        self.layers_, self.timesteps_ = search.layers, search.timesteps
+        self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
+        self.initial_labels_ = start.labels
+        self.backbone_ = extractors[-1].backbone
+        self.n_features_in_ = math.prod(source.shape) if not source.format.is_table else self.n_features_in_
+        return self
+
+    def predict(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.int32]:
+        """Assign images to the clusters.
+
+        Parameters
+        ----------
+        X : array-like, folder or sequence of paths
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int32
+        """
+        return self.predict_proba(X).argmax(axis=1).astype(np.int32)
+
+    def predict_proba(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.float64]:
+        """Assign images softly to the clusters, by a Student t kernel around each centre.
+
+        Parameters
+        ----------
+        X : array-like, folder or sequence of paths
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_clusters), float64
+            Rows sum to 1.
+        """
+        source = self._fitted_source(X)
+        return self._map(source, lambda *features: self._model.assign(self._model.embed(*features)))
+
+    def transform(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.float32]:
+        """Embed images.
+
+        Parameters
+        ----------
+        X : array-like, folder or sequence of paths
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components_), float32
+        """
+        source = self._fitted_source(X)
+        return self._map(source, self._model.embed)
+
+    def fit_transform(
+        self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None
+    ) -> NDArray[np.float32]:
+        """Fit, and return the embedding of X without computing it again.
+
+        Parameters
+        ----------
+        X : array-like, folder or sequence of paths
+            As in `fit`.
+        y : ignored
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components_), float32
+        """
+        return self.fit(X).embedding_.copy()
+
+    def score(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None) -> float:
+        """Score the clustering of images without labels, higher is better.
+
+        The figure is the modularity of the predicted labels on the k-nearest-neighbour graph of the images' frozen
+        features. It needs no labels and compares numbers of clusters and representations alike.
+
+        Parameters
+        ----------
+        X : array-like, folder or sequence of paths
+            As in `fit`; better a few hundred images and more.
+        y : ignored
+
+        Returns
+        -------
+        float
+            From -0.5 to 1.
+        """
+        source = self._fitted_source(X)
+
+        def label_and_project(*features: NDArray) -> NDArray[np.float64]:
+            labels = self._model.assign(self._model.embed(*features)).argmax(axis=1)
+            return np.column_stack([labels, self._model.projection.project(features[0])])
+
+        labels, h = np.split(self._map(source, label_and_project), [1], axis=1)
+        return modularity(knn_graph(h, self.n_neighbors, n_jobs=self.n_jobs), labels.ravel())
+
+    def _check_parameters(self) -> None:
         self._validate_params()
         if self.head == "direct" and not self.train_backbone:
             raise ValueError("head='direct' trains the backbone: it needs train_backbone=True")
         if self.head is None and self.train_backbone:
             raise ValueError("train_backbone=True needs a head to train; got head=None")
-        X = self._check_input(X, reset=True)
-        backbone = None if _is_auto(self.backbone) else None
-        del backbone
-        return self
+        if not isinstance(self.init, str):
+            centers = check_array(self.init, dtype=np.float64, input_name="init")
+            if len(centers) != self.n_clusters:
+                raise ValueError(f"init must have n_clusters={self.n_clusters} rows; got shape {centers.shape}")
+
+    def _check_input(self, X: Any, *, reset: bool) -> Any:
+        """Let scikit-learn check what it knows: finite numbers, names and number of features."""
+        if is_paths(X):
+            if reset:
+                self.__dict__.pop("feature_names_in_", None)
+            return X
+        if hasattr(X, "detach"):
+            X = as_array(X)
+        if np.ndim(X) > 2 if not hasattr(X, "ndim") else X.ndim > 2:
+            if reset:
+                self.__dict__.pop("feature_names_in_", None)
+            return check_array(X, allow_nd=True, estimator=self, input_name="X")
+        return validate_data(self, X, reset=reset)
+
+    def _image_source(
+        self, X: Any, *, file_shape: Callable[[], tuple[int, int, int]] | None = None, like: ImageFormat | None = None
+    ) -> ImageSource:
+        return as_image_source(
+            X,
+            image_shape=self.image_shape,
+            channel_axis=self.channel_axis,
+            value_range=self.value_range,
+            file_shape=None if _is_auto(self.backbone) else file_shape,
+            like=like,
+        )
+
+    def _fitted_source(self, X: Any) -> ImageSource:
+        check_is_fitted(self)
+        return self._image_source(self._check_input(X, reset=False), like=self._format)
+
+    def _search_space(
+        self, backbone: PixelBackbone
+    ) -> tuple[dict[str, tuple[int, int, int]], tuple[int, ...], tuple[int, ...]]:
+        """Return the candidates, checked against the backbone."""
+        schedule = backbone.num_train_timesteps
+        default = sorted({round(timestep * schedule / 1000) for timestep in DEFAULT_TIMESTEPS})
+        timesteps = _candidates("timestep", self.timestep, default, Integral)
+        for timestep in timesteps:
+            backbone.check_timestep(timestep)
+        poolings = _candidates("pooling", self.pooling, DEFAULT_POOLINGS, Integral)
+        names = _candidates("layer", self.layer, (), str)
+        layers = FeatureExtractor(backbone).layer_shapes(names or None)
+        if min(poolings) < 1 or not any(min(poolings) <= min(shape[1:]) for shape in layers.values()):
+            sides = {name: shape[1:] for name, shape in layers.items()}
+            raise ValueError(
+                f"pooling must be from 1 to the side of a layer's map, (height, width) {sides}; got {self.pooling}"
+            )
+        return layers, timesteps, poolings
+
+    def _pretrain_folder(self, source: ImageSource, params: Mapping[str, Any], memory: joblib.Memory) -> Path | None:
+        if self.backbone_folder is not None:
+            return Path(self.backbone_folder)
+        if memory.location is None:
+            return None
+        settings = sorted((name, repr(value)) for name, value in params.items() if name not in ("device", "verbose"))
+        return Path(memory.location) / "skdiec-backbones" / joblib.hash((source.fingerprint(), settings))
+
+    def _search(
+        self,
+        extractor: FeatureExtractor,
+        source: ImageSource,
+        layers: Mapping[str, tuple[int, int, int]],
+        timesteps: Sequence[int],
+        poolings: Sequence[int],
+        memory: joblib.Memory,
+        seeds: _Seeds,
+    ) -> SearchResult:
+        size = min(len(source), self.max_search_samples)
+        rows = np.sort(np.random.default_rng(seeds.subset).choice(len(source), size, replace=False))
+        key = (source.fingerprint(), extractor.backbone.fingerprint(), seeds) if memory.location is not None else ()
+        return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
+            key,
+            lambda cells, draw: extractor.extract(source, cells, rows=rows, draw=draw),
+            n_jobs=self.n_jobs,
+            n_images=size,
+            n_draws=self.n_draws,
+            layers=layers,
+            timesteps=timesteps,
+            poolings=poolings,
+            n_clusters=self.n_clusters,
+            criterion=self.criterion,
+            n_components=_SEARCH_COMPONENTS,
+            n_neighbors=self.n_neighbors,
+            n_init=min(self.n_init, 3),
+            seed=seeds.search,
+        )
+
+    def _train(
+        self, extractor: FeatureExtractor, source: ImageSource, cell: Cell, start: _Start, seed: int
+    ) -> list[FeatureExtractor]:
+        """Train what `head` and `train_backbone` ask for; set the model and its history."""
+        extractors = [extractor]
+        head = ResidualHead(start.h.shape[1], self.hidden_size, seed=seed) if self.head == "residual" else None
+        device = extractor.backbone.device
+        if self.train_backbone:
+            extractors.append(dataclasses.replace(extractor, backbone=extractor.backbone.copy().to(device)))
+            embedder: Embedder = BackboneEmbedder(
+                CellFeatures(extractors[1], source, cell),
+                start.projection,
+                start.h,
+                head,
+                self.denoising_weight,
+                device,
+                seed,
+            )
+        else:
+            embedder = FrozenEmbedder(start.h, head, device)
+        config = TrainingConfig(
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            nu=self.nu,
+            max_epochs=0 if self.head is None else self.max_epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            tol=self.tol,
+            update_interval=self.update_interval,
+            seed=seed,
+        )
+        result = train(embedder, start.graph, start.labels, self.n_clusters, config)
+        self._model = EmbeddingModel(start.projection, head, result.centers, self.nu)
+        self.cluster_centers_ = self._model.centers
+        self.history_ = result.history
+        self.n_iter_ = result.n_epochs
+        return extractors
+
+    def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
+        device = _resolve_device(self.device)
+        extractors = [
+            dataclasses.replace(extractor, backbone=extractor.backbone.to(device), batch_size=self.inference_batch_size)
+            for extractor in self._extractors
+        ]
+        return map_features(extractors, source, self._cell, function)
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """One seed for each use of randomness."""
+
+    pretrain: int
+    noise: int
+    subset: int
+    search: int
+    start: int
+    head: int
+
+    @classmethod
+    def draw(cls, random_state: int | np.random.RandomState | None) -> _Seeds:
+        return cls(*(int(seed) for seed in check_random_state(random_state).randint(2**31 - 1, size=6)))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where training starts: projected features, their graph and a partition."""
+
+    projection: Projection
+    h: NDArray[np.float64]
+    graph: sparse.csr_array
+    labels: NDArray[np.int32]
+
+
+def _find_start(
+    features: NDArray[np.float32],
+    n_clusters: int,
+    n_components: int,
+    n_neighbors: int,
+    init: str | ArrayLike,
+    n_init: int,
+    seed: int,
+    n_jobs: int | None,
+) -> _Start:
+    pca = reduce_features(features, n_components, seed=seed)
+    projection = Projection(pca.mean_, pca.components_, pca.explained_variance_)
+    h = projection.project(features)
+    graph = knn_graph(h, n_neighbors, n_jobs=n_jobs)
+    if not isinstance(init, str):
+        centers = np.asarray(init, dtype=np.float64)
+        if centers.shape[1] != h.shape[1]:
+            raise ValueError(
+                f"init must have {h.shape[1]} columns, the dimensions of the embedding; got {centers.shape[1]}"
+            )
+        labels = pairwise_distances_argmin(h, centers).astype(np.int32)
+    elif init == "k-means++":
+        labels = kmeans_labels(h, n_clusters, n_init=n_init, seed=seed)
+    else:
+        labels = best_partition(h, graph, n_clusters, normalized_cut, n_init=n_init, seed=seed).labels
+    return _Start(projection, h, graph, labels)
+
+
+def _run_search(key: tuple, extract: Callable, n_jobs: int | None, **arguments: Any) -> SearchResult:
+    # A function of its own, so that joblib's key holds no closure: `key` stands for images, weights and seeds.
+    return grid_search(extract, n_jobs=n_jobs, **arguments)
+
+
+def _is_auto(backbone: object) -> bool:
+    return isinstance(backbone, str) and backbone == "auto"
+
+
+def _resolve_device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tuple[Any, ...]:
+    """Return one value, several or the default ones as a tuple."""
+    if value is None:
+        return tuple(default)
+    values = (value,) if isinstance(value, kind) else tuple(value)
+    if not values or not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):
+        word = "strings" if kind is str else "integers"
+        raise ValueError(f"{name} must be one or several {word}; got {value!r}")
+    return tuple(item if kind is str else int(item) for item in dict.fromkeys(values))
+
+
+@contextlib.contextmanager
+def _logging(verbose: bool | int) -> Iterator[None]:
+    """Show this package's log while a verbose fit runs."""
+    if not verbose:
+        yield
+        return
+    package = logging.getLogger("skdiec")
+    handler, level = logging.StreamHandler(), package.level
+    handler.setFormatter(logging.Formatter("[%(name)s] %(message)s"))
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)

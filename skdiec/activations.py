@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One representation of the search space.
+
+    Attributes
+    ----------
+    layer : str
+        Module path in the network.
+    timestep : int
+        Timestep of the noise schedule.
+    pooling : int
+        Cells along each side of the pooled map.
+    """
+
+    layer: str
+    timestep: int
+    pooling: int
 
 
 class _Done(Exception):
@@ -80,7 +100,9 @@ def layer_shapes(
         forward()
     for name in names or ():
         if name not in shapes:
-            raise ValueError(f"layer {name!r} yields no map of activations; choose one of {', '.join(block_names(network))}")
+            raise ValueError(
+                f"layer {name!r} yields no map of activations; choose one of {', '.join(block_names(network))}"
+            )
     return shapes
 
 
@@ -127,15 +149,14 @@ def capture(
     kept: dict[str, Any] = {}
 
     def keep(name: str, output: Any) -> None:
+        if name in kept:  # a module that runs again: as in `layer_shapes`, its first map counts
+            return
         kept[name] = reduce(name, _as_map(output))
         if len(kept) == len(wanted):
             raise _Done
 
-    with _hooks(network, layers, keep):
-        try:
-            forward()
-        except _Done:
-            pass
+    with _hooks(network, layers, keep), suppress(_Done):
+        forward()
     return kept
 
 

@@ -116,4 +116,5 @@ def entropy_loss(q: Tensor) -> Tensor:
         From -log k (clusters of equal size) to 0 (all rows in one).
     """
     mean = q.mean(0)
-    return torch.xlogy(mean, mean).sum()
+    # Bounded below: where a cluster's assignments underflow to 0, the gradient of log would make NaN of it.
+    return torch.xlogy(mean, mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import joblib
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skdiec import activations
+from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
 from skdiec.images import ImageSource
 
@@ -21,24 +22,8 @@ ROW_MULTIPLE = 8
 """Every forward pass has a multiple of this many rows. Matrix kernels treat the rows of a remainder
 differently, in the last bits; full groups make a row's features independent of the batch it is in."""
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One representation of the search space.
-
-    Attributes
-    ----------
-    layer : str
-        Module path in the network.
-    timestep : int
-        Timestep of the noise schedule.
-    pooling : int
-        Cells along each side of the pooled map.
-    """
-
-    layer: str
-    timestep: int
-    pooling: int
+BLOCK_ROWS = 4096
+"""Rows whose features `map_features` holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -197,3 +182,81 @@ class FeatureExtractor:
 def _extract_cached(key: tuple, extractor: FeatureExtractor, arguments: tuple) -> dict[Cell, NDArray[np.float32]]:
     # A function of its own, since joblib hashes what it does not ignore and `key` says it all.
     return extractor._extract(*arguments)
+
+
+@dataclass(frozen=True)
+class CellFeatures:
+    """The features of one cell for rows of one source, differentiable: what a trained backbone is fed by.
+
+    Parameters
+    ----------
+    extractor : FeatureExtractor
+    source : ImageSource
+    cell : Cell
+    """
+
+    extractor: FeatureExtractor
+    source: ImageSource
+    cell: Cell
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network that yields the features."""
+        return self.extractor.backbone.network
+
+    @property
+    def batch_size(self) -> int:
+        """Images per pass where no gradient is kept."""
+        return self.extractor.batch_size
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the features of some rows, shape (m, d), on the backbone's device."""
+        return self.extractor.forward(self._images(rows), [self.cell], self.extractor.noise())[self.cell]
+
+    def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the denoising loss of some rows at random timesteps (L_Re)."""
+        backbone = self.extractor.backbone
+        x0 = backbone.prepare(self._images(rows))
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        timesteps = torch.randint(backbone.num_train_timesteps, (len(x0),), generator=generator, device=x0.device)
+        return backbone.denoising_loss(x0, noise, timesteps)
+
+    def _images(self, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self.source.read(rows.cpu().numpy())).to(self.extractor.backbone.device)
+
+
+def map_features(
+    extractors: Sequence[FeatureExtractor],
+    source: ImageSource,
+    cell: Cell,
+    function: Callable[..., NDArray],
+) -> NDArray:
+    """Apply a function to features block by block, so that memory holds its results and one block only.
+
+    Parameters
+    ----------
+    extractors : sequence of FeatureExtractor
+        Each yields one argument of `function`.
+    source : ImageSource
+    cell : Cell
+    function : callable
+        From one (m, d) matrix for each extractor to an array of length m.
+
+    Returns
+    -------
+    ndarray of length n
+        The results, one after the other.
+    """
+    result: NDArray | None = None
+    for start in range(0, len(source), BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, len(source)))
+        block = function(*(extractor.extract(source, [cell], rows=rows)[cell] for extractor in extractors))
+        if result is None:
+            result = np.empty((len(source), *block.shape[1:]), dtype=block.dtype)
+        result[rows] = block
+    if result is None:
+        raise ValueError("source holds no image")
+    return result

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
@@ -95,16 +96,33 @@ def spectral_embedding(graph: sparse.csr_array, n_vectors: int, *, seed: int = 0
     if n <= _DENSE_BELOW or n_vectors >= n - 1:
         vectors = np.linalg.eigh(normalized.toarray())[1][:, ::-1][:, :n_vectors]
     else:
-        start = np.random.default_rng(seed).uniform(-1, 1, n)
-        try:
-            values, vectors = eigsh(normalized, k=n_vectors, which="LA", v0=start, tol=1e-6, ncv=min(n, 2 * n_vectors + 20))
-        except ArpackNoConvergence as failure:
-            if not len(failure.eigenvalues):
-                raise
-            values, vectors = failure.eigenvalues, failure.eigenvectors
-        vectors = vectors[:, np.argsort(values)[::-1]]
+        vectors = _lanczos(normalized, degree, n_vectors, seed)
     largest = np.abs(vectors).argmax(axis=0)
     return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
+
+
+def _lanczos(normalized: sparse.csr_array, degree: NDArray, n_vectors: int, seed: int) -> NDArray[np.float64]:
+    """Return the leading eigenvectors of the shifted normalised adjacency matrix of a large graph."""
+    # The largest eigenvalue, 2, repeats for each connected component, and Lanczos misses repeated ones. Its
+    # eigenvectors are known, square roots of a component's degrees, so that the iteration is left with the others.
+    n = len(degree)
+    n_components, member = connected_components(normalized, directed=False)
+    volume = np.bincount(member, weights=degree, minlength=n_components)
+    largest = np.argsort(-volume, kind="stable")[:n_vectors]
+    largest = largest[volume[largest] > 0]
+    known = np.where(member[:, None] == largest, np.sqrt(degree)[:, None], 0.0) / np.sqrt(volume[largest])
+    n_others = n_vectors - len(largest)
+    if n_others == 0:
+        return known
+    others = LinearOperator((n, n), matvec=lambda x: normalized @ x - 2.0 * (known @ (known.T @ x)), dtype=np.float64)
+    start = np.random.default_rng(seed).uniform(-1, 1, n)
+    try:
+        values, vectors = eigsh(others, k=n_others, which="LA", v0=start, tol=1e-6, ncv=min(n, 2 * n_others + 20))
+    except ArpackNoConvergence as failure:
+        if not len(failure.eigenvalues):
+            raise
+        values, vectors = failure.eigenvalues, failure.eigenvectors
+    return np.hstack([known, vectors[:, np.argsort(values)[::-1]]])
 
 
 def best_partition(

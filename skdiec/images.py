@@ -6,13 +6,14 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 FILE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes (lower case) of the files that a folder of images is searched for."""
@@ -99,6 +100,7 @@ class ArrayImages(ImageSource):
         return len(self.array)
 
     def read(self, rows: slice | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Read and scale some images."""
         block = np.asarray(self.array[rows])
         channels, height, width = self.shape
         if self._channels_last:
@@ -129,7 +131,9 @@ class FileImages(ImageSource):
         return len(self.paths)
 
     def read(self, rows: slice | NDArray[np.integer]) -> NDArray[np.float32]:
-        return self._read_bytes(rows).astype(np.float32) * np.float32(2.0 / 255.0) - np.float32(1.0)
+        """Open, convert and scale some images."""
+        # Scaled by the same code as `in_memory`, so that both give the same bits.
+        return ArrayImages(self._read_bytes(rows), self.format).read(slice(None))
 
     def in_memory(self, max_bytes: int = 2**30) -> ImageSource:
         """Decode all files once, where the result takes at most `max_bytes`.
@@ -199,9 +203,7 @@ def as_image_source(
     Raises
     ------
     ValueError
-        Where X is empty, ambiguous, unreadable, not finite, or outside of its value range.
-    TypeError
-        Where X is of a type that holds no images.
+        Where X is empty, ambiguous, unreadable, not finite, outside of its value range, or holds no numbers.
 
     Examples
     --------
@@ -213,18 +215,19 @@ def as_image_source(
     if channel_axis not in (None, 1, -1):
         raise ValueError(f"channel_axis must be None, 1 or -1; got {channel_axis!r}")
     value_range = _checked_value_range(value_range)
-    shape = _checked_image_shape(image_shape, channel_axis)
+    shape, shape_is_channels_last = _checked_image_shape(image_shape, channel_axis)
     paths = _as_paths(X)
     if paths is not None:
         if like is not None:
             shape = like.shape
         shape = shape or (file_shape() if file_shape is not None else _common_file_shape(paths))
         return FileImages(paths, shape)
-    array = _as_array(X)
-    source = _as_array_images(array, shape, channel_axis, value_range, like)
+    array = as_array(X)
+    source = _as_array_images(array, shape, shape_is_channels_last, channel_axis, value_range, like)
     if like is not None and source.shape != like.shape:
         raise ValueError(
-            f"X has images of shape {source.shape} (channels, height, width), but the estimator was fitted on {like.shape}"
+            f"X has images of shape {source.shape} (channels, height, width), "
+            f"but the estimator was fitted on {like.shape}"
         )
     return source
 
@@ -232,6 +235,7 @@ def as_image_source(
 def _as_array_images(
     array: NDArray,
     shape: tuple[int, int, int] | None,
+    shape_is_channels_last: bool,
     channel_axis: int | None,
     value_range: tuple[float, float] | None,
     like: ImageFormat | None,
@@ -250,7 +254,7 @@ def _as_array_images(
                 f"image_shape {shape} (channels, height, width) needs {math.prod(shape)} features a row, "
                 f"but X has {array.shape[1]} features"
             )
-        channels_last = channel_axis == -1 and shape[0] > 1
+        channels_last = shape_is_channels_last
     else:
         found, channels_last = _array_shape(array, shape, channel_axis)
         if shape is not None and found != shape:
@@ -303,10 +307,12 @@ def _checked_value_range(value_range: Sequence[float] | None) -> tuple[float, fl
     return low, high
 
 
-def _checked_image_shape(image_shape: Sequence[int] | None, channel_axis: int | None) -> tuple[int, int, int] | None:
-    """Return ``(channels, height, width)``."""
+def _checked_image_shape(
+    image_shape: Sequence[int] | None, channel_axis: int | None
+) -> tuple[tuple[int, int, int] | None, bool]:
+    """Return ``(channels, height, width)``, and whether `image_shape` has the channels last."""
     if image_shape is None:
-        return None
+        return None, False
     message = f"image_shape must be (height, width) or three numbers with the channels; got {image_shape!r}"
     try:
         shape = tuple(image_shape)
@@ -315,15 +321,17 @@ def _checked_image_shape(image_shape: Sequence[int] | None, channel_axis: int | 
     if len(shape) not in (2, 3) or not all(isinstance(side, (int, np.integer)) and side > 0 for side in shape):
         raise ValueError(message)
     if len(shape) == 2:
-        return (1, int(shape[0]), int(shape[1]))
+        return (1, int(shape[0]), int(shape[1])), False
     first, last = shape[0] in _CHANNEL_COUNTS, shape[2] in _CHANNEL_COUNTS
     if channel_axis is None:
         if first == last:
-            raise ValueError(f"image_shape {shape} does not tell which number is the channels: set channel_axis to 1 or -1")
+            raise ValueError(
+                f"image_shape {shape} does not tell which number is the channels: set channel_axis to 1 or -1"
+            )
         channel_axis = 1 if first else -1
     if channel_axis == -1:
         shape = (shape[2], shape[0], shape[1])
-    return (int(shape[0]), int(shape[1]), int(shape[2]))
+    return (int(shape[0]), int(shape[1]), int(shape[2])), channel_axis == -1
 
 
 def _array_shape(
@@ -358,7 +366,8 @@ def _array_shape(
     return (first, False) if channel_axis == 1 else (last, True)
 
 
-def _as_array(X: Any) -> NDArray:
+def as_array(X: Any) -> NDArray:
+    """Return what holds numbers (lists, tensors of torch, data frames) as an array; raise ValueError for all else."""
     if hasattr(X, "detach") and hasattr(X, "cpu"):  # a torch tensor; bfloat16 has no numpy type
         X = X.detach().cpu()
         X = X.float().numpy() if "bfloat16" in str(X.dtype) else X.numpy()
@@ -391,8 +400,21 @@ def _min_max(array: NDArray) -> tuple[float, float]:
     return low, high
 
 
+def is_paths(X: Any) -> bool:
+    """Tell whether X is a folder or a sequence of paths, rather than numbers."""
+    if isinstance(X, (str, os.PathLike)):
+        return True
+    if not isinstance(X, (list, tuple)):
+        dtype = getattr(X, "dtype", None)
+        if getattr(X, "ndim", 0) != 1 or not (getattr(dtype, "kind", "") in ("U", "O", "T") or "str" in str(dtype)):
+            return False
+    return len(X) > 0 and all(isinstance(item, (str, os.PathLike)) for item in X)
+
+
 def _as_paths(X: Any) -> list[Path] | None:
     """Return the image files that X names, or None where X is not paths."""
+    if not is_paths(X):
+        return None
     if isinstance(X, (str, os.PathLike)):
         folder = Path(X)
         if folder.is_file():
@@ -401,17 +423,10 @@ def _as_paths(X: Any) -> list[Path] | None:
             raise ValueError(f"X must be a folder of images: there is no folder {folder}")
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILE_SUFFIXES and path.is_file())
         if not paths:
-            raise ValueError(f"X must be a folder with images, but {folder} has no {', '.join(sorted(FILE_SUFFIXES))} file")
+            raise ValueError(
+                f"X must be a folder with images, but {folder} has no {', '.join(sorted(FILE_SUFFIXES))} file"
+            )
         return paths
-    if not isinstance(X, (list, tuple)):
-        kind = getattr(getattr(X, "dtype", None), "kind", "")
-        if kind not in ("U", "O") and "str" not in str(getattr(X, "dtype", "")):
-            return None
-        if getattr(X, "ndim", 0) != 1:
-            return None
-        X = list(X)
-    if not X or not all(isinstance(item, (str, os.PathLike)) for item in X):
-        return None
     paths = [Path(item) for item in X]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
@@ -424,24 +439,28 @@ def _common_file_shape(paths: Sequence[Path]) -> tuple[int, int, int]:
     sizes: dict[tuple[int, int], Path] = {}
     grey = True
     for path in paths:
-        with _open(path) as image:
+        with _opened(path) as image:
             # An orientation tag may swap the sides; 5 to 8 are the turned ones.
-            width, height = image.size[::-1] if image.getexif().get(0x0112, 1) >= 5 else image.size
+            width, height = image.size[::-1] if image.getexif().get(0x0112) in (5, 6, 7, 8) else image.size
             sizes.setdefault((height, width), path)
             grey = grey and image.mode in _GREY_MODES
         if len(sizes) > 1:
             (one, first), (two, second) = sizes.items()
             raise ValueError(
-                f"image_shape must be stated for files of several sizes (height, width): {first} has {one}, {second} has {two}"
+                "image_shape must be stated for files of several sizes (height, width): "
+                f"{first} has {one}, {second} has {two}"
             )
     ((height, width),) = sizes
     return (1 if grey else 3, height, width)
 
 
-def _open(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file. What fails inside names the file: on damaged files, Pillow raises errors of many types."""
     try:
-        return Image.open(path)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:
         raise ValueError(f"cannot read the image file {path}: {error}") from error
 
 
@@ -450,19 +469,18 @@ def _read_file(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     channels, height, width = shape
     if channels not in (1, 3):
         raise ValueError(f"image files are read with 1 or 3 channels, but {channels} are wanted")
-    with _open(path) as image:
-        try:
-            image = ImageOps.exif_transpose(image)
-            if image.mode == "F":
-                raise ValueError(f"cannot read the image file {path}: floating-point pixels have no known range")
-            if image.mode.startswith("I"):
-                # 16-bit grey: Pillow's own conversion to 8 bits would clip, not scale.
-                grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-                image = Image.fromarray((grey // 257).astype(np.uint8))
-            image = image.convert("L" if channels == 1 else "RGB")
-            if image.size != (width, height):
-                image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"cannot read the image file {path}: {error}") from error
+    with _opened(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels have no known range")
+        if image.mode.startswith("I"):
+            # 16-bit grey: Pillow's own conversion to 8 bits would clip, not scale.
+            grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+            image = Image.fromarray((grey // 257).astype(np.uint8))
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # straight to RGB, Pillow warns of what it drops
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
         pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)

@@ -34,7 +34,7 @@ def scott_score(X: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-6) -> floa
     Raises
     ------
     ValueError
-        Where lengths differ or X has fewer than two dimensions.
+        Where lengths differ, or X is not finite or not two-dimensional.
 
     Examples
     --------
@@ -45,7 +45,12 @@ def scott_score(X: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-6) -> floa
     if X.ndim != 2:
         raise ValueError(f"X must have shape (n, q); got {X.shape}")
     codes, counts = _codes(labels, len(X))
+    if not np.isfinite(X).all():
+        raise ValueError("X must not contain NaN or infinity")
+    # At unit scale: the solver's cutoff would drop features far smaller than the largest. Rounding is no spread.
     centered = X - X.mean(axis=0)
+    spread = np.sqrt(np.square(centered).mean(axis=0))
+    centered = centered / np.where(spread > 1e-12 * np.abs(X).max(axis=0), spread, np.inf)
     total = centered.T @ centered
     sums = np.zeros((len(counts), X.shape[1]))
     np.add.at(sums, codes, centered)

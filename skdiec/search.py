@@ -12,13 +12,13 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from skdiec.features import Cell, FeatureExtractor
+from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
-from skdiec.images import ImageSource
 from skdiec.scores import normalized_cut, scott_score
 
 logger = logging.getLogger(__name__)
 
+Extract = Callable[[Sequence[Cell], int], Mapping[Cell, NDArray[np.float32]]]
 Criterion = str | Callable[[NDArray, NDArray], float]
 
 
@@ -61,10 +61,10 @@ class SearchResult:
 
 
 def grid_search(
-    extractor: FeatureExtractor,
-    source: ImageSource,
-    rows: NDArray[np.integer],
+    extract: Extract,
     *,
+    n_images: int,
+    n_draws: int,
     layers: Mapping[str, tuple[int, int, int]],
     timesteps: Sequence[int],
     poolings: Sequence[int],
@@ -80,15 +80,18 @@ def grid_search(
 
     For every timestep, one pass for each noise draw yields all layers. The features of each cell are reduced by
     PCA to the same number of dimensions and clustered by k-means, which gives the Scott score; for other
-    criteria, by the partition with the lowest normalised cut of their neighbourhood graph. Scores are averaged over draws.
+    criteria, by the partition with the lowest normalised cut of their neighbourhood graph. Scores are averaged over
+    draws.
 
     Parameters
     ----------
-    extractor : FeatureExtractor
-        Its noise draws are scored one by one.
-    source : ImageSource
-    rows : integer array of shape (m,)
-        The subset.
+    extract : callable
+        ``extract(cells, draw)`` returns the features of all images of the subset for cells of one timestep and one
+        noise draw, as a mapping of cells to (m, d) matrices.
+    n_images : int
+        Size m of the subset.
+    n_draws : int
+        Noise draws.
     layers : mapping of str to tuple of int
         Candidate layers with the ``(channels, height, width)`` of their maps.
     timesteps, poolings : sequence of int
@@ -117,17 +120,19 @@ def grid_search(
         (layer, pooling)
         for layer in names
         for pooling in poolings
-        # More cells than pixels would only repeat values.
-        if pooling <= min(layers[layer][1:]) or (pooling == min(poolings) and len(layers) == 1)
+        if pooling <= min(layers[layer][1:])  # more cells than pixels would only repeat values
     ]
     if not pairs:
-        raise ValueError(f"no layer has a map of at least {min(poolings)} x {min(poolings)} pixels, the smallest pooling")
-    n_components = min(n_components, len(rows), *(layers[layer][0] * pooling**2 for layer, pooling in pairs))
+        raise ValueError(
+            f"pooling must be at most the side of a layer's map; got {list(poolings)} "
+            f"for maps (channels, height, width) of {dict(layers)}"
+        )
+    n_components = min(n_components, n_images, *(layers[layer][0] * pooling**2 for layer, pooling in pairs))
     for column, timestep in enumerate(timesteps):
         cells = [Cell(layer, timestep, pooling) for layer, pooling in pairs]
         totals: list[NDArray] = []
-        for draw in range(extractor.n_draws):
-            features = extractor.extract(source, cells, rows=rows, draw=draw)
+        for draw in range(n_draws):
+            features = extract(cells, draw)
             values = Parallel(n_jobs=n_jobs)(
                 delayed(_score)(features[cell], n_clusters, criterion, n_components, n_neighbors, n_init, seed)
                 for cell in cells
@@ -149,8 +154,8 @@ def grid_search(
         poolings=tuple(poolings),
         scores=scores,
         criterion=key,
-        n_images=len(rows),
-        n_forward=len(rows) * len(timesteps) * extractor.n_draws,
+        n_images=n_images,
+        n_forward=n_images * len(timesteps) * n_draws,
         seconds=time.monotonic() - started,
     )
 
@@ -171,7 +176,7 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: i
     sklearn.decomposition.PCA
     """
     n_components = min(n_components, *features.shape)
-    # Of the exact solvers, the covariance one costs d^3 and no copy of the data; past some width only a random one is affordable.
+    # Of the exact solvers, the covariance one costs d^3 and no copy of the data: past some width, too much.
     solver = "covariance_eigh" if features.shape[1] <= 4096 else "randomized"
     return PCA(n_components, svd_solver=solver, random_state=seed).fit(features)
 

@@ -16,8 +16,6 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from skdiec import dec
-from skdiec.features import Cell, FeatureExtractor
-from skdiec.images import ImageSource
 from skdiec.scores import normalized_cut
 
 logger = logging.getLogger(__name__)
@@ -26,7 +24,7 @@ DRIFT_TOLERANCE = 0.1
 """Relative rise of the denoising loss past which a warning says that generation suffers."""
 
 _DRIFT_IMAGES = 512
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class TrainingConfig:
     gamma: float = 1.0
     nu: float = 1.0
     max_epochs: int = 30
+    warmup_epochs: int = 5
     batch_size: int = 256
     learning_rate: float = 1e-3
     tol: float = 1e-3
@@ -55,8 +54,9 @@ class TrainingResult:
         Cluster centres in the embedding.
     history : dict of str to ndarray
         One entry an epoch, the start before any training first. ``"cluster_sizes"`` has shape (epochs + 1, k); the
-        others have shape (epochs + 1,): ``"loss"``, ``"kl"``, ``"graph"``, ``"entropy"``, ``"denoising"`` (NaN where there is
-        none), ``"cut"`` (of the assignment, on the neighbourhood graph) and ``"changed"`` (share of rows that changed cluster).
+        others have shape (epochs + 1,): ``"loss"``, ``"kl"``, ``"graph"``, ``"entropy"``, ``"denoising"`` (NaN where
+        there is none), ``"cut"`` (of the assignment, on the neighbourhood graph) and ``"changed"`` (share of rows that
+        changed cluster).
     n_epochs : int
         Epochs trained.
     best_epoch : int
@@ -114,6 +114,12 @@ class Projection(nn.Module):
         """Return h of shape (n, q) in the dtype of this module (float64 unless converted)."""
         return (features.to(self.mean.dtype) - self.mean) @ self.components.T
 
+    def project(self, features: NDArray) -> NDArray[np.float64]:
+        """Return h as an array; the module must be on the CPU."""
+        with torch.inference_mode():
+            blocks = torch.from_numpy(features).split(_BLOCK_ROWS)
+            return torch.cat([self(block) for block in blocks]).numpy()
+
 
 class Embedder(Protocol):
     """What `train` needs to know of a model."""
@@ -151,18 +157,38 @@ class FrozenEmbedder:
         self._h = torch.as_tensor(h, dtype=torch.float32, device=device)
 
     def embed(self, rows: Tensor) -> Tensor:
+        """Return z of some rows."""
         h = self._h[rows]
         return self.module(h, h)
 
     def embed_all(self) -> Tensor:
+        """Return z of all rows."""
         with torch.no_grad():
             return torch.cat([self.module(block, block) for block in self._h.split(_BLOCK_ROWS)])
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> None:
-        return None
+        """Return None: the backbone is frozen."""
+        return
 
     def drift(self) -> float:
+        """Return the denoising loss of fixed images, NaN where the backbone is frozen."""
         return float("nan")
+
+
+class BackboneFeatures(Protocol):
+    """What `BackboneEmbedder` needs of images and a trainable backbone."""
+
+    network: nn.Module
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return pooled activations of some rows, with gradient."""
+
+    def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the denoising loss of some rows at random timesteps."""
 
 
 class BackboneEmbedder:
@@ -170,10 +196,8 @@ class BackboneEmbedder:
 
     Parameters
     ----------
-    extractor : FeatureExtractor
-        Over a backbone of its own, which is trained in place.
-    source : ImageSource
-    cell : Cell
+    features : BackboneFeatures
+        Its network is trained in place.
     projection : Projection
         From pooled activations to h.
     h0 : ndarray of shape (n, d)
@@ -182,73 +206,104 @@ class BackboneEmbedder:
         None is direct fine-tuning: z = h.
     denoising_weight : float
         Weight of L_Re; 0 leaves it out.
+    device : torch.device
     seed : int
+        Seeds the noise that drift is measured with.
     """
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
-        source: ImageSource,
-        cell: Cell,
+        features: BackboneFeatures,
         projection: Projection,
         h0: NDArray,
         head: ResidualHead | None,
         denoising_weight: float,
+        device: torch.device,
         seed: int,
     ) -> None:
-        device = extractor.backbone.device
-        self._extractor, self._source, self._cell = extractor, source, cell
+        self._features = features
         self._projection = copy.deepcopy(projection).float().to(device)
         self._head = head.float().to(device) if head is not None else None
-        self._h0 = torch.as_tensor(h0, dtype=torch.float32)
-        self._noise = extractor.noise()
+        self._h0 = torch.as_tensor(h0, dtype=torch.float32, device=device)
         self._denoising_weight = denoising_weight
-        self._seed = seed
-        network = extractor.backbone.network.requires_grad_(True)
+        self._device, self._seed = device, seed
+        network = features.network.requires_grad_(True)
         self.module = nn.ModuleList([network] if self._head is None else [network, self._head])
 
     def embed(self, rows: Tensor) -> Tensor:
-        device = self._extractor.backbone.device
-        images = torch.from_numpy(self._source.read(rows.cpu().numpy())).to(device)
-        features = self._extractor.forward(images, [self._cell], self._noise)[self._cell]
-        h = self._projection(features)
-        return h if self._head is None else self._head(self._h0[rows.cpu()].to(device), h)
+        """Return z of some rows."""
+        h = self._projection(self._features(rows))
+        return h if self._head is None else self._head(self._h0[rows], h)
 
     def embed_all(self) -> Tensor:
+        """Return z of all rows."""
         with torch.no_grad():
-            return torch.cat([self.embed(rows) for rows in torch.arange(len(self._source)).split(self._extractor.batch_size)])
+            return torch.cat([self.embed(rows) for rows in self._rows(len(self._features))])
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Return the weighted L_Re of some rows."""
         if self._denoising_weight == 0:
             return None
-        return self._denoising_weight * self._denoise(rows, generator)
+        return self._denoising_weight * self._features.denoising_loss(rows, generator)
 
     def drift(self) -> float:
-        rows = torch.arange(min(len(self._source), _DRIFT_IMAGES))
-        device = self._extractor.backbone.device
-        generator = torch.Generator(device).manual_seed(self._seed)
+        """Return the denoising loss of fixed images, NaN where the backbone is frozen."""
+        generator = torch.Generator(self._device).manual_seed(self._seed)
+        batches = self._rows(min(len(self._features), _DRIFT_IMAGES))
         with torch.no_grad():
-            losses = [self._denoise(block, generator) * len(block) for block in rows.split(self._extractor.batch_size)]
-        return float(torch.stack(losses).sum()) / len(rows)
+            losses = [float(self._features.denoising_loss(rows, generator)) * len(rows) for rows in batches]
+        return sum(losses) / sum(len(rows) for rows in batches)
 
-    def _denoise(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        backbone = self._extractor.backbone
-        x0 = backbone.prepare(torch.from_numpy(self._source.read(rows.cpu().numpy())).to(backbone.device))
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        timesteps = torch.randint(backbone.num_train_timesteps, (len(x0),), generator=generator, device=x0.device)
-        return backbone.denoising_loss(x0, noise, timesteps)
+    def _rows(self, count: int) -> tuple[Tensor, ...]:
+        return torch.arange(count).split(self._features.batch_size)
+
+
+class EmbeddingModel:
+    """The fitted map from features to the embedding and to soft assignments, in float64 on the CPU.
+
+    In float64 the result of a row does not depend, to float32's precision, on the rows beside it.
+
+    Parameters
+    ----------
+    projection : Projection
+    head : ResidualHead or None
+    centers : ndarray of shape (k, d)
+    nu : float
+    """
+
+    def __init__(self, projection: Projection, head: ResidualHead | None, centers: NDArray, nu: float) -> None:
+        self.projection = projection.double().cpu()
+        self.head = head.double().cpu().requires_grad_(False) if head is not None else None
+        self.centers = np.asarray(centers, dtype=np.float64)
+        self.nu = nu
+
+    def embed(self, *features: NDArray) -> NDArray[np.float32]:
+        """Return z, shape (n, d), of the frozen backbone's features and, where there is one, the trained backbone's."""
+        with torch.inference_mode():
+            h = [self.projection(torch.from_numpy(matrix)) for matrix in features]
+            z = h[-1] if self.head is None else self.head(h[0], h[-1])
+            return z.float().numpy()
+
+    def assign(self, z: NDArray) -> NDArray[np.float64]:
+        """Return the soft assignments of embedded rows, shape (n, k)."""
+        z = torch.from_numpy(np.asarray(z, dtype=np.float64))
+        return _log_assign_all(z, torch.from_numpy(self.centers), self.nu).exp().numpy()
 
 
 def train(
-    embedder: Embedder, graph: sparse.csr_array, initial_labels: NDArray[np.integer], n_clusters: int, config: TrainingConfig
+    embedder: Embedder,
+    graph: sparse.csr_array,
+    initial_labels: NDArray[np.integer],
+    n_clusters: int,
+    config: TrainingConfig,
 ) -> TrainingResult:
     r"""Minimise L = L_Re + alpha L_KL + beta L_graph + gamma L_ent (section 3.3 of DiEC).
 
     Centres start at the mean embedding of each initial cluster. The target distribution is computed over all rows every
     `update_interval` epochs, and with it the weights of the graph's edges: an edge counts as much as the
     soft assignments of its ends agree, so edges between clusters fade ("adaptive" graph). Training ends after
-    `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The state with the lowest normalised cut
-    of its assignment is kept, an empty cluster counting as much as one without an inner edge.
+    `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The state with the lowest
+    normalised cut of its assignment is kept, an empty cluster counting as much as one without an inner edge.
 
     Parameters
     ----------
@@ -283,19 +338,25 @@ def train(
     generator = torch.Generator(device).manual_seed(config.seed)
     order = torch.Generator().manual_seed(config.seed)
 
-    log_q = dec.log_soft_assign(start, centers.detach(), nu=config.nu).cpu()
+    log_q = _log_assign_all(start, centers, config.nu).cpu()
+    initial = torch.nn.functional.one_hot(torch.as_tensor(initial_labels, dtype=torch.long), n_clusters).float()
     tracker = _Tracker(embedder, centers, graph, n_clusters)
-    tracker.record(labels, labels, {"denoising": embedder.drift()})
+    tracker.record(log_q.argmax(1).numpy(), labels, {"denoising": embedder.drift()})
+    labels = log_q.argmax(1).numpy()
     epoch = 0
     for epoch in range(1, config.max_epochs + 1):
-        if (epoch - 1) % config.update_interval == 0:
+        if epoch <= config.warmup_epochs:
+            p = initial
+        elif (epoch - 1) % config.update_interval == 0:
             p = dec.target_distribution(log_q.exp())
-            agreement = (log_q.exp()[heads] * log_q.exp()[tails]).sum(1)
-            edge_weight = base_weight * agreement
+        q = p if epoch <= config.warmup_epochs else log_q.exp()
+        edge_weight = base_weight * (q[heads] * q[tails]).sum(1)
         sums: dict[str, float] = {}
         for rows in torch.randperm(len(labels), generator=order).split(config.batch_size):
             neighbors, weight = _sample_neighbors(rows, first_edge, tails, edge_weight, order)
-            terms = _losses(embedder, centers, rows, neighbors, weight.to(device), p[rows].to(device), config, generator)
+            terms = _losses(
+                embedder, centers, rows, neighbors, weight.to(device), p[rows].to(device), config, generator
+            )
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             optimizer.step()
@@ -303,13 +364,15 @@ def train(
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
         means = {name: total / len(labels) for name, total in sums.items()}
         if not np.isfinite(means["loss"]):
-            warnings.warn(f"the loss became {means['loss']} in epoch {epoch}: keeping epoch {tracker.best_epoch}", stacklevel=2)
+            warnings.warn(
+                f"the loss became {means['loss']} in epoch {epoch}: keeping epoch {tracker.best_epoch}", stacklevel=2
+            )
             break
-        log_q = dec.log_soft_assign(embedder.embed_all(), centers.detach(), nu=config.nu).cpu()
+        log_q = _log_assign_all(embedder.embed_all(), centers, config.nu).cpu()
         previous, labels = labels, log_q.argmax(1).numpy()
         means["denoising"] = embedder.drift()
         changed = tracker.record(labels, previous, means)
-        if changed <= config.tol:
+        if changed <= config.tol and epoch > config.warmup_epochs:
             break
     tracker.restore()
     tracker.warn()
@@ -351,7 +414,7 @@ def _losses(
 def _sample_neighbors(
     rows: Tensor, first_edge: Tensor, tails: Tensor, edge_weight: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw one neighbour of each row, all alike, with the weight of its edge; a row without edges draws itself, at weight 0."""
+    """Draw one neighbour of each row, with the weight of its edge; a row without edges draws itself, at weight 0."""
     degree = first_edge[rows + 1] - first_edge[rows]
     offset = (torch.rand(len(rows), generator=generator) * degree).long().clamp_max((degree - 1).clamp_min(0))
     edge = (first_edge[rows] + offset).clamp_max(max(len(tails) - 1, 0))
@@ -359,6 +422,12 @@ def _sample_neighbors(
         return rows, torch.zeros(len(rows))
     has_edge = degree > 0
     return torch.where(has_edge, tails[edge], rows), edge_weight[edge] * has_edge
+
+
+def _log_assign_all(z: Tensor, centers: Tensor, nu: float) -> Tensor:
+    """Assign all rows, in blocks: the differences of rows and centres are held for one block only."""
+    with torch.no_grad():
+        return torch.cat([dec.log_soft_assign(block, centers, nu=nu) for block in z.split(_BLOCK_ROWS)])
 
 
 def _means(z: Tensor, labels: NDArray[np.integer], n_clusters: int) -> Tensor:
@@ -411,14 +480,14 @@ class _Tracker:
             problem = ""
         if problem:
             warnings.warn(
-                f"training collapsed: {problem} (sizes {last.tolist()}, at the start {first.tolist()}). The state of epoch "
-                f"{self.best_epoch} is kept; a larger gamma or a smaller alpha helps",
+                f"training collapsed: {problem} (sizes {last.tolist()}, at the start {first.tolist()}). "
+                f"The state of epoch {self.best_epoch} is kept; a larger gamma or a smaller alpha helps",
                 stacklevel=3,
             )
         drift = np.array([row["denoising"] for row in self._rows])
         if drift[-1] > (1 + DRIFT_TOLERANCE) * drift[0]:
             warnings.warn(
-                f"generative drift: the denoising loss rose from {drift[0]:.4f} to {drift[-1]:.4f}; lower alpha or learning_rate, "
-                "or raise denoising_weight",
+                f"generative drift: the denoising loss rose from {drift[0]:.4f} to {drift[-1]:.4f}; "
+                "lower alpha or learning_rate, or raise denoising_weight",
                 stacklevel=3,
             )

@@ -59,7 +59,8 @@ def _load(name: str | os.PathLike) -> PixelBackbone:
         return _load_folder(path)
     if not isinstance(name, str) or not _HUB_ID.fullmatch(name):
         raise ValueError(
-            f"backbone must be 'auto', a folder, a Hub id 'owner/name' or a loaded model: there is no folder {str(name)!r}"
+            f"backbone must be 'auto', a folder, a Hub id 'owner/name' or a loaded model: "
+            f"there is no folder {str(name)!r}"
         )
     return _load_hub(name)
 
@@ -76,7 +77,9 @@ def _load_folder(folder: Path) -> PixelBackbone:
         network = _load_network(str(folder), None, folder)
         scheduler = DDPMScheduler()
     else:
-        raise ValueError(f"backbone folder {folder} has neither model_index.json (a pipeline) nor config.json (a model)")
+        raise ValueError(
+            f"backbone folder {folder} has neither model_index.json (a pipeline) nor config.json (a model)"
+        )
     recipe = _read_json(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else {}
     shape = recipe.pop("image_shape", None)
     patch_size = recipe.pop("patch_size", 1)
@@ -91,10 +94,14 @@ def _load_hub(name: str) -> PixelBackbone:
 
     try:
         folder = snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "unet/*", "scheduler/*"], ignore_patterns=["*.bin", "*.ckpt"]
+            name,
+            allow_patterns=["*.json", "*.safetensors", "unet/*", "scheduler/*"],
+            ignore_patterns=["*.bin", "*.ckpt"],
         )
     except Exception as error:  # the client raises its own, httpx's and the operating system's errors
-        raise ValueError(f"backbone {name!r} is neither a local folder nor could it be fetched from the Hub: {error}") from error
+        raise ValueError(
+            f"backbone {name!r} is neither a local folder nor could it be fetched from the Hub: {error}"
+        ) from error
     return _load_folder(Path(folder))
 
 
@@ -102,7 +109,8 @@ def _check_pipeline(index: dict[str, Any], name: str) -> None:
     if "unet" not in index or index["unet"][1] != "UNet2DModel":
         kind = index.get("_class_name", "unknown")
         raise ValueError(
-            f"backbone {name} is a {kind}; only pipelines of a pixel-space UNet2DModel (such as DDPMPipeline) can be used"
+            f"backbone {name} is a {kind}; "
+            "only pipelines of a pixel-space UNet2DModel (such as DDPMPipeline) can be used"
         )
 
 
@@ -120,7 +128,9 @@ def _load_network(name: str, subfolder: str | None, folder: Path) -> Any:
             name, subfolder=subfolder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # safetensors, diffusers and torch each have their own
-        raise ValueError(f"backbone {folder} has damaged or truncated weights, or some of another model: {error}") from error
+        raise ValueError(
+            f"backbone {folder} has damaged or truncated weights, or some of another model: {error}"
+        ) from error
     if report["missing_keys"] or report["unexpected_keys"]:
         raise ValueError(
             f"backbone {folder} has weights of another architecture: {len(report['missing_keys'])} missing, "
@@ -150,8 +160,7 @@ def _training_scheduler(config: dict[str, Any]) -> Any:
     """Return the forward process of any scheduler: samplers share their betas with the DDPM they were made for."""
     from diffusers import DDPMScheduler
 
-    known = DDPMScheduler.from_config({key: value for key, value in config.items() if not key.startswith("_")})
-    return known
+    return DDPMScheduler.from_config({key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -160,7 +160,8 @@ class PixelBackbone:
         """Raise ValueError for images whose channels cannot be made those of the backbone."""
         if channels != self.image_shape[0] and (channels, self.image_shape[0]) not in _CHANNEL_CHANGES:
             raise ValueError(
-                f"X has images of {channels} channels, which cannot be adapted to the {self.image_shape[0]} of the backbone"
+                f"X has images of {channels} channels, which cannot be adapted "
+                f"to the {self.image_shape[0]} of the backbone"
             )
 
     def to(self, device: torch.device | str) -> PixelBackbone:
@@ -247,7 +248,10 @@ def _adapt_channels(images: Tensor, channels: int) -> Tensor:
 
 def _cover(images: Tensor, height: int, width: int) -> Tensor:
     scale = max(height / images.shape[2], width / images.shape[3])
-    cover = (max(height, math.ceil(images.shape[2] * scale - 1e-6)), max(width, math.ceil(images.shape[3] * scale - 1e-6)))
+    cover = (
+        max(height, math.ceil(images.shape[2] * scale - 1e-6)),
+        max(width, math.ceil(images.shape[3] * scale - 1e-6)),
+    )
     images = F.interpolate(images, size=cover, mode="bicubic", antialias=True).clamp(-1, 1)
     top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
     return images[:, :, top : top + height, left : left + width]

@@ -290,7 +290,9 @@ def _finished(folder: Path, request: dict[str, Any]) -> PixelBackbone | None:
     strangers = [path.name for path in folder.iterdir() if path.name not in (".lock", CHECKPOINT_FILE)]
     # A kill while the finished pipeline was being written leaves parts of it beside the last checkpoint.
     if strangers and not (folder / CHECKPOINT_FILE).exists():
-        raise ValueError(f"folder must be new, empty or from an earlier call: {folder} has {', '.join(sorted(strangers)[:3])}")
+        raise ValueError(
+            f"folder must be new, empty or from an earlier call: {folder} has {', '.join(sorted(strangers)[:3])}"
+        )
     return None
 
 
@@ -312,8 +314,12 @@ class _Training:
         self.source, self.settings, self.device = source, settings, device
         self.backbone = _new_backbone(source.shape, settings).to(device)
         self.parameters = list(self.backbone.network.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        self.average = EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.average = EMAModel(
+            self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
+        )
         self.steps_per_epoch = math.ceil(len(source) / settings.batch_size)
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.step, self.losses, self.loss_sum, self.seconds = 0, [], 0.0, 0.0
@@ -407,12 +413,14 @@ class _Training:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except SafetensorError as error:
             raise ValueError(f"the training checkpoint {path} is damaged: {error}. Delete it to start again") from error
         found = json.loads(metadata["request"])
         if found != _json(request):
-            raise ValueError(f"{folder} holds an unfinished training {_difference(found, request)}: choose another folder")
+            raise ValueError(
+                f"{folder} holds an unfinished training {_difference(found, request)}: choose another folder"
+            )
         position = json.loads(metadata["position"])
         self.step, self.losses = position["step"], position["losses"]
         self.loss_sum, self.seconds = position["loss_sum"], position["seconds"]
@@ -436,9 +444,7 @@ def _new_backbone(image_shape: tuple[int, int, int], settings: _Settings) -> Pix
 
     channels, height, width = image_shape
     divisor = 2 ** (len(settings.channels) - 1)
-    height, width = (
-        divisor * math.ceil(math.ceil(side / settings.patch_size) / divisor) for side in (height, width)
-    )
+    height, width = (divisor * math.ceil(math.ceil(side / settings.patch_size) / divisor) for side in (height, width))
     folded = channels * settings.patch_size**2
     groups = math.gcd(32, *settings.channels)
     # diffusers draws the initial weights from the global generator: keep its state out of it.

@@ -1,0 +1,210 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from skdiec.scores import modularity, normalized_cut, scott_score
+
+SEEDS = st.integers(0, 2**32 - 1)
+PATH = np.diag([1.0, 1, 1], 1) + np.diag([1.0, 1, 1], -1)
+
+
+def blobs(seed, n=40, q=3, k=3):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    return rng.normal(size=(n, q)) + 2 * rng.normal(size=(k, q))[labels], labels
+
+
+def naive_scott(X, labels, ridge):
+    total, within = np.zeros((2, X.shape[1], X.shape[1]))
+    for row, label in zip(X, labels, strict=True):
+        total += np.outer(row - X.mean(axis=0), row - X.mean(axis=0))
+        center = X[labels == label].mean(axis=0)
+        within += np.outer(row - center, row - center)
+    between = total - within
+    within = within + ridge * total
+    return np.log(np.linalg.det(within + between) / np.linalg.det(within))
+
+
+# Scott
+
+
+def test_scott_closed_forms():
+    X, labels = [[0.0], [2.0], [10.0], [12.0]], [0, 0, 1, 1]
+    assert scott_score(X, labels, ridge=0) == pytest.approx(np.log(104 / 4))
+    assert scott_score(X, labels, ridge=0.5) == pytest.approx(np.log((104 + 52) / (4 + 52)))
+    square = [[-1.0, 0], [1, 0], [-1, 4], [1, 4]]  # T = diag(4, 16), W = diag(4, 0)
+    assert scott_score(square, labels, ridge=0.1) == pytest.approx(np.log((0.4 + 4) / (0.4 + 4) * (1.6 + 16) / 1.6))
+
+
+@given(SEEDS, st.integers(1, 5), st.integers(1, 6), st.sampled_from([0.0, 1e-6, 0.1]))
+def test_scott_is_the_ratio_of_full_determinants(seed, q, k, ridge):
+    X, labels = blobs(seed, q=q, k=k)
+    assert scott_score(X, labels, ridge=ridge) == pytest.approx(naive_scott(X, labels, ridge), rel=1e-8, abs=1e-10)
+
+
+@given(SEEDS, st.sampled_from([0.0, 1e-6]))
+def test_scott_is_invariant_to_affine_maps(seed, ridge):
+    X, labels = blobs(seed)
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(2))
+    mapped = X @ left @ np.diag(10.0 ** rng.uniform(-1, 1, 3)) @ right + 10 * rng.normal(size=3)
+    assert scott_score(mapped, labels, ridge=ridge) == pytest.approx(scott_score(X, labels, ridge=ridge), rel=1e-6)
+
+
+def test_scott_is_invariant_to_units_of_very_different_size():
+    X, labels = blobs(0)
+    assert scott_score(X * [1, 1e-9, 1e9], labels) == pytest.approx(scott_score(X, labels), rel=1e-9)
+
+
+@given(SEEDS)
+def test_scott_is_invariant_to_the_order_of_rows_and_the_names_of_clusters(seed):
+    X, labels = blobs(seed)
+    order = np.random.default_rng(seed).permutation(len(X))
+    names = np.array(["b", "c", "a"])
+    assert scott_score(X[order], names[labels[order]]) == pytest.approx(scott_score(X, labels), rel=1e-9)
+
+
+def test_scott_ignores_features_that_add_nothing():
+    X, labels = blobs(0)
+    constant = np.full((len(X), 2), [0.0, 0.1])  # the mean of many 0.1 is not quite 0.1
+    wide = np.hstack([X, X @ np.random.default_rng(0).normal(size=(3, 4)), constant])
+    assert scott_score(wide, labels) == pytest.approx(scott_score(X, labels), rel=1e-6)
+
+
+def test_scott_of_more_features_than_rows_is_finite():
+    X, labels = blobs(0, n=10, q=50)
+    # Within each of 2 directions, all is between: 1 + B / (ridge T) = 1 + 1 / ridge.
+    assert scott_score(X, labels, ridge=1e-3) == pytest.approx(2 * np.log(1 + 1e3), rel=1e-6)
+
+
+def test_scott_of_degenerate_partitions():
+    X = blobs(0)[0]
+    assert scott_score(X, np.zeros(len(X))) == 0.0
+    assert scott_score(np.full((4, 2), 0.1), [0, 0, 1, 1]) == 0.0
+    assert scott_score([[0.0], [0.0], [1.0], [1.0]], [0, 0, 1, 1]) == pytest.approx(np.log(1 + 1e6))
+    assert scott_score(X[:5], np.arange(5)) == pytest.approx(3 * np.log(1 + 1e6))
+
+
+def test_scott_rises_as_clusters_move_apart():
+    X, labels = blobs(0)
+    scores = [scott_score(X + distance * labels[:, None], labels) for distance in (10, 20, 40)]
+    assert scores == sorted(scores)
+
+
+def test_scott_leaves_its_input_alone():
+    X, labels = blobs(0)
+    before = X.copy(), labels.copy()
+    scott_score(X, labels)
+    np.testing.assert_array_equal(X, before[0])
+    np.testing.assert_array_equal(labels, before[1])
+
+
+@pytest.mark.parametrize(
+    ("X", "labels", "message"),
+    [
+        (np.zeros(3), [0, 0, 1], "X must have shape (n, q); got (3,)"),
+        (np.zeros((3, 2)), [0, 1], "labels must have shape (3,), one for each row; got (2,)"),
+        (np.zeros((3, 2)), [[0], [0], [1]], "labels must have shape (3,), one for each row; got (3, 1)"),
+        ([[np.nan], [1.0]], [0, 1], "X must not contain NaN or infinity"),
+        ([[np.inf], [1.0]], [0, 1], "X must not contain NaN or infinity"),
+    ],
+)
+def test_scott_tells_of_wrong_input(X, labels, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        scott_score(X, labels)
+
+
+# Graph scores
+
+
+def random_graph(seed, n=12, k=4):
+    rng = np.random.default_rng(seed)
+    upper = np.triu(rng.uniform(size=(n, n)) * (rng.uniform(size=(n, n)) < 0.5), 1)
+    return upper + upper.T, rng.integers(0, k, n)
+
+
+def naive_cut(weights, labels):
+    total = 0.0
+    for cluster in set(labels):
+        cut = volume = 0.0
+        for i, j in np.ndindex(weights.shape):
+            if labels[i] == cluster:
+                volume += weights[i, j]
+                cut += weights[i, j] * (labels[j] != cluster)
+        total += cut / volume
+    return total
+
+
+def naive_modularity(weights, labels):
+    degree, total = weights.sum(axis=1), weights.sum()
+    same = [(i, j) for i, j in np.ndindex(weights.shape) if labels[i] == labels[j]]
+    return sum(weights[i, j] - degree[i] * degree[j] / total for i, j in same) / total
+
+
+def test_graph_scores_closed_forms():
+    assert normalized_cut(sparse.csr_array(PATH), [0, 0, 1, 1]) == pytest.approx(2 / 3)
+    assert modularity(sparse.csr_array(PATH), [0, 0, 1, 1]) == pytest.approx(2 * (2 / 6 - 1 / 4))
+    assert normalized_cut(sparse.csr_array(PATH), [0, 1, 0, 1]) == pytest.approx(2)
+    assert modularity(sparse.csr_array(PATH), [0, 1, 0, 1]) == pytest.approx(-0.5)
+
+
+@given(SEEDS, st.integers(1, 6))
+def test_graph_scores_agree_with_loops_over_pairs(seed, k):
+    weights, labels = random_graph(seed, k=k)
+    assume((weights.sum(axis=1) > 0).all())
+    cut, quality = normalized_cut(sparse.csr_array(weights), labels), modularity(sparse.csr_array(weights), labels)
+    assert cut == pytest.approx(naive_cut(weights, labels), abs=1e-9)
+    assert quality == pytest.approx(naive_modularity(weights, labels), abs=1e-9)
+    assert -1e-9 <= cut <= len(set(labels)) + 1e-9
+    assert -0.5 - 1e-9 <= quality <= 1
+
+
+@pytest.mark.parametrize("score", [normalized_cut, modularity])
+@given(seed=SEEDS)
+def test_graph_scores_do_not_see_node_order_cluster_names_or_the_unit_of_weight(score, seed):
+    weights, labels = random_graph(seed)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    mapped = sparse.csr_array(3.0 * weights[np.ix_(order, order)])
+    renamed = np.array(["d", "b", "a", "c"])[labels[order]]
+    assert score(mapped, renamed) == pytest.approx(score(sparse.csr_array(weights), labels), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.coo_matrix, sparse.coo_array, sparse.csc_array])
+def test_graph_scores_take_every_sparse_format(kind):
+    assert normalized_cut(kind(PATH), [0, 0, 1, 1]) == pytest.approx(2 / 3)
+    assert modularity(kind(PATH), [0, 0, 1, 1]) == pytest.approx(1 / 6)
+
+
+def test_graph_scores_of_separate_components_and_of_one_cluster():
+    cliques = sparse.csr_array(sparse.block_diag([np.ones((4, 4)) - np.eye(4)] * 3))
+    labels = np.repeat([0, 1, 2], 4)
+    assert normalized_cut(cliques, labels) == pytest.approx(0, abs=1e-12)
+    assert modularity(cliques, labels) == pytest.approx(2 / 3)
+    assert normalized_cut(cliques, np.zeros(12)) == pytest.approx(0, abs=1e-12)
+    assert modularity(cliques, np.zeros(12)) == pytest.approx(0, abs=1e-12)
+
+
+def test_isolated_nodes_change_no_cluster_but_their_own():
+    weights = np.zeros((6, 6))
+    weights[:4, :4] = PATH
+    graph = sparse.csr_array(weights)
+    assert normalized_cut(graph, [0, 0, 1, 1, 0, 1]) == pytest.approx(2 / 3)
+    assert modularity(graph, [0, 0, 1, 1, 0, 1]) == pytest.approx(1 / 6)
+    # A cluster of isolated nodes alone is the worst, not the best, that a cluster can be.
+    assert normalized_cut(graph, [0, 0, 1, 1, 2, 2]) == pytest.approx(2 / 3 + 1)
+    assert modularity(graph, [0, 0, 1, 1, 2, 2]) == pytest.approx(1 / 6)
+    empty = sparse.csr_array((3, 3))
+    assert normalized_cut(empty, [0, 1, 1]) == 2.0
+    assert modularity(empty, [0, 1, 1]) == 0.0
+
+
+@pytest.mark.parametrize("score", [normalized_cut, modularity])
+def test_graph_scores_tell_of_wrong_shapes(score):
+    with pytest.raises(ValueError, match=re.escape("graph must be square; got shape (2, 3)")):
+        score(sparse.csr_array((2, 3)), [0, 1])
+    with pytest.raises(ValueError, match=re.escape("labels must have shape (4,), one for each row; got (3,)")):
+        score(sparse.csr_array(PATH), [0, 0, 1])
