@@ -30,7 +30,7 @@ from skdiec.backbones import PixelBackbone, load_backbone, pretrain, untrained_b
 from skdiec.features import CellFeatures, FeatureExtractor, map_features
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths
-from skdiec.scores import modularity, normalized_cut
+from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, grid_search, reduce_features
 from skdiec.training import (
     BackboneEmbedder,
@@ -52,6 +52,11 @@ DEFAULT_POOLINGS = (1, 2, 4)
 """Poolings searched by default."""
 
 _SEARCH_COMPONENTS = 32
+_SEARCH_INIT = 3
+
+_SPREAD = 4.0
+"""Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
+width reaches."""
 
 
 class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -98,17 +103,21 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     search : {"grid"}, default="grid"
         How to search: ``"grid"`` scores every combination.
 
-    criterion : {"normalized_cut", "scott"} or callable, default="normalized_cut"
+    criterion : {"relative_cut", "normalized_cut", "scott"} or callable, default="relative_cut"
         What a cell of the search is scored by: the normalised cut of the best partition found on its neighbourhood
-        graph; the paper's Scott score; or ``criterion(features, labels)``, higher is better, such as
+        graph, as it is or relative to what further clusters would cost (`skdiec.scores.relative_cut`); the paper's
+        Scott score; or ``criterion(features, labels)``, higher is better, such as
         `sklearn.metrics.silhouette_score`. Departs from the paper, whose Scott score keeps rising with noise;
         `scott_scores_` is there whatever chooses.
 
     max_search_samples : int, default=2000
         Images, drawn at random, that cells are scored on.
 
+    search_draws : int, default=1
+        Noise draws that the scores of the search are averaged over.
+
     n_draws : int, default=2
-        Noise draws. Features are averaged over them, scores of the search too.
+        Noise draws that the features of the chosen cell are averaged over.
 
     n_components : int, default=128
         Dimensions that PCA reduces features to; also those of the embedding.
@@ -117,9 +126,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Neighbours of each image in the graph that start, training and score use.
 
     init : {"graph", "k-means++"} or array-like of shape (n_clusters, n_components), default="graph"
-        The partition that training starts from. ``"graph"`` is the one with the lowest normalised cut among many
-        spectral and k-means partitions; ``"k-means++"`` the paper's k-means on the features; an array holds
-        centres in the embedding, such as `cluster_centers_` of an earlier fit.
+        The partition that training starts from. ``"graph"`` is the one with the lowest balanced cut
+        (`skdiec.scores.balanced_cut`) of the neighbourhood graph among many spectral and k-means partitions;
+        ``"k-means++"`` is the paper's k-means on the features; an array holds centres in the space of the projected
+        features, where the embedding starts: rows go to the nearest one.
 
     n_init : int, default=10
         k-means runs in each space that `init` tries.
@@ -133,8 +143,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Train the backbone too (the paper's dual branch), held to denoising by `denoising_weight`. Much slower than
         the frozen default, which computes features once and leaves generation as it was.
 
-    alpha, beta, gamma : float, default=1.0, 1.0, 1.0
+    alpha, beta, gamma : float, default=1.0, 3.0, 1.0
         Weights of the loss's terms: L = L_Re + alpha L_KL + beta L_graph + gamma L_ent. The paper does not give them.
+        `gamma` is also what sizes count for when partitions are compared (`skdiec.scores.balanced_cut`): lower it where
+        clusters are known to be of very different sizes.
 
     denoising_weight : float, default=1.0
         Weight of L_Re, which matters only with `train_backbone`.
@@ -145,16 +157,20 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     hidden_size : int, default=256
         Width of the head's hidden layer.
 
-    max_epochs : int, default=30
+    max_epochs : int, default=60
         Epochs of training at most.
 
-    batch_size : int, default=256
+    warmup_epochs : int, default=10
+        First epochs, in which the target distribution is the start's partition itself. Departs from the paper, whose
+        k-means start needs none: the graph's partition is not what lies nearest to its means.
+
+    batch_size : int, default=128
         Images per training step.
 
     learning_rate : float, default=1e-3
         Step size of Adam, for head, centres and backbone alike.
 
-    tol : float, default=1e-3
+    tol : float, default=1e-4
         Training ends when at most this share of the images changes cluster in an epoch.
 
     update_interval : int, default=1
@@ -258,8 +274,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "timestep": [Integral, "array-like", None],
         "pooling": [Interval(Integral, 1, None, closed="left"), "array-like", None],
         "search": [StrOptions({"grid"})],
-        "criterion": [StrOptions({"normalized_cut", "scott"}), callable],
+        "criterion": [StrOptions({"relative_cut", "normalized_cut", "scott"}), callable],
         "max_search_samples": [Interval(Integral, 2, None, closed="left")],
+        "search_draws": [Interval(Integral, 1, None, closed="left")],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
@@ -274,6 +291,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "nu": [Interval(Real, 0, None, closed="neither")],
         "hidden_size": [Interval(Integral, 1, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -300,8 +318,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         timestep: int | Sequence[int] | None = None,
         pooling: int | Sequence[int] | None = None,
         search: str = "grid",
-        criterion: str | Callable[[NDArray, NDArray], float] = "normalized_cut",
+        criterion: str | Callable[[NDArray, NDArray], float] = "relative_cut",
         max_search_samples: int = 2000,
+        search_draws: int = 1,
         n_draws: int = 2,
         n_components: int = 128,
         n_neighbors: int = 10,
@@ -310,15 +329,16 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         head: str | None = "residual",
         train_backbone: bool = False,
         alpha: float = 1.0,
-        beta: float = 1.0,
+        beta: float = 3.0,
         gamma: float = 1.0,
         denoising_weight: float = 1.0,
         nu: float = 1.0,
         hidden_size: int = 256,
-        max_epochs: int = 30,
-        batch_size: int = 256,
+        max_epochs: int = 60,
+        warmup_epochs: int = 10,
+        batch_size: int = 128,
         learning_rate: float = 1e-3,
-        tol: float = 1e-3,
+        tol: float = 1e-4,
         update_interval: int = 1,
         pretrain_params: Mapping[str, Any] | None = None,
         backbone_folder: str | os.PathLike | None = None,
@@ -340,6 +360,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.search = search
         self.criterion = criterion
         self.max_search_samples = max_search_samples
+        self.search_draws = search_draws
         self.n_draws = n_draws
         self.n_components = n_components
         self.n_neighbors = n_neighbors
@@ -354,6 +375,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.nu = nu
         self.hidden_size = hidden_size
         self.max_epochs = max_epochs
+        self.warmup_epochs = warmup_epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.tol = tol
@@ -436,6 +458,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             self.n_neighbors,
             self.init,
             self.n_init,
+            self.gamma,
             seeds.start,
             self.n_jobs,
         )
@@ -626,13 +649,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     ) -> SearchResult:
         size = min(len(source), self.max_search_samples)
         rows = np.sort(np.random.default_rng(seeds.subset).choice(len(source), size, replace=False))
+        extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
         key = (source.fingerprint(), extractor.backbone.fingerprint(), seeds) if memory.location is not None else ()
         return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
             key,
             lambda cells, draw: extractor.extract(source, cells, rows=rows, draw=draw),
             n_jobs=self.n_jobs,
             n_images=size,
-            n_draws=self.n_draws,
+            n_draws=self.search_draws,
             layers=layers,
             timesteps=timesteps,
             poolings=poolings,
@@ -640,7 +664,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             criterion=self.criterion,
             n_components=_SEARCH_COMPONENTS,
             n_neighbors=self.n_neighbors,
-            n_init=min(self.n_init, 3),
+            n_init=min(self.n_init, _SEARCH_INIT),
+            balance=self.gamma,
             seed=seeds.search,
         )
 
@@ -670,6 +695,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             gamma=self.gamma,
             nu=self.nu,
             max_epochs=0 if self.head is None else self.max_epochs,
+            warmup_epochs=self.warmup_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             tol=self.tol,
@@ -725,11 +751,13 @@ def _find_start(
     n_neighbors: int,
     init: str | ArrayLike,
     n_init: int,
+    balance: float,
     seed: int,
     n_jobs: int | None,
 ) -> _Start:
     pca = reduce_features(features, n_components, seed=seed)
-    projection = Projection(pca.mean_, pca.components_, pca.explained_variance_)
+    spread = float(np.sqrt(pca.explained_variance_.sum()))
+    projection = Projection(pca.mean_, pca.components_, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
     graph = knn_graph(h, n_neighbors, n_jobs=n_jobs)
     if not isinstance(init, str):
@@ -742,7 +770,8 @@ def _find_start(
     elif init == "k-means++":
         labels = kmeans_labels(h, n_clusters, n_init=n_init, seed=seed)
     else:
-        labels = best_partition(h, graph, n_clusters, normalized_cut, n_init=n_init, seed=seed).labels
+        cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
+        labels = best_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed).labels
     return _Start(projection, h, graph, labels)
 
 

@@ -132,8 +132,9 @@ class FeatureExtractor:
                         features[cell] = np.empty((len(rows), values.shape[1]), dtype=np.float32)
                     features[cell][start : start + len(batch)] = values.cpu().numpy()
         for cell, matrix in features.items():
-            # One sum tells: it is finite only if all values are.
-            if not np.isfinite(matrix.sum(dtype=np.float64)):
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                total = matrix.sum(dtype=np.float64)
+            if not np.isfinite(total):  # one sum tells: it is finite only if all values are
                 raise ValueError(f"the backbone's activations at {cell} are not finite")
         return features
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -14,7 +15,7 @@ from sklearn.decomposition import PCA
 
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
-from skdiec.scores import normalized_cut, scott_score
+from skdiec.scores import balanced_cut, normalized_cut, relative_cut, scott_score
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +70,11 @@ def grid_search(
     timesteps: Sequence[int],
     poolings: Sequence[int],
     n_clusters: int,
-    criterion: Criterion = "normalized_cut",
+    criterion: Criterion = "relative_cut",
     n_components: int = 32,
     n_neighbors: int = 10,
     n_init: int = 3,
+    balance: float = 1.0,
     n_jobs: int | None = None,
     seed: int = 0,
 ) -> SearchResult:
@@ -80,7 +82,7 @@ def grid_search(
 
     For every timestep, one pass for each noise draw yields all layers. The features of each cell are reduced by
     PCA to the same number of dimensions and clustered by k-means, which gives the Scott score; for other
-    criteria, by the partition with the lowest normalised cut of their neighbourhood graph. Scores are averaged over
+    criteria, by the partition with the lowest balanced cut of their neighbourhood graph. Scores are averaged over
     draws.
 
     Parameters
@@ -97,7 +99,7 @@ def grid_search(
     timesteps, poolings : sequence of int
         Candidates.
     n_clusters : int
-    criterion : {"scott", "normalized_cut"} or callable, default="normalized_cut"
+    criterion : {"relative_cut", "normalized_cut", "scott"} or callable, default="relative_cut"
         A callable gets ``(features, labels)`` and returns a float, higher is better, as scikit-learn's
         unsupervised metrics do.
     n_components : int, default=32
@@ -105,6 +107,8 @@ def grid_search(
         neighbourhood graph uses up to four times as many.
     n_neighbors, n_init, n_jobs
         See `DiffusionEmbeddedClustering`.
+    balance : float, default=1.0
+        Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
     seed : int, default=0
 
     Returns
@@ -134,7 +138,7 @@ def grid_search(
         for draw in range(n_draws):
             features = extract(cells, draw)
             values = Parallel(n_jobs=n_jobs)(
-                delayed(_score)(features[cell], n_clusters, criterion, n_components, n_neighbors, n_init, seed)
+                delayed(_score)(features[cell], n_clusters, criterion, n_components, n_neighbors, n_init, balance, seed)
                 for cell in cells
             )
             totals.append(np.array(values))
@@ -160,7 +164,7 @@ def grid_search(
     )
 
 
-def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: int = 0) -> PCA:
+def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exact: int = 4096, seed: int = 0) -> PCA:
     """Fit the PCA that brings features to at most `n_components` dimensions.
 
     Parameters
@@ -168,6 +172,8 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: i
     features : ndarray of shape (n, d)
     n_components : int
         At most min(n, d) are kept.
+    max_exact : int, default=4096
+        Wider features are reduced by the randomised solver.
     seed : int, default=0
         Used where the solver is a randomised one.
 
@@ -176,8 +182,8 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: i
     sklearn.decomposition.PCA
     """
     n_components = min(n_components, *features.shape)
-    # Of the exact solvers, the covariance one costs d^3 and no copy of the data: past some width, too much.
-    solver = "covariance_eigh" if features.shape[1] <= 4096 else "randomized"
+    # The covariance solver is exact and the fastest of them, but its cost grows with the cube of the width.
+    solver = "covariance_eigh" if features.shape[1] <= max_exact else "randomized"
     return PCA(n_components, svd_solver=solver, random_state=seed).fit(features)
 
 
@@ -188,16 +194,20 @@ def _score(
     n_components: int,
     n_neighbors: int,
     n_init: int,
+    balance: float,
     seed: int,
 ) -> tuple[float, float]:
     """Return the Scott score and the criterion's value of one cell."""
-    reduced = reduce_features(features, 4 * n_components, seed=seed).transform(features)
+    reduced = reduce_features(features, 4 * n_components, max_exact=256, seed=seed).transform(features)
     aligned = reduced[:, :n_components]  # components are nested: the first ones are those of a smaller PCA
     scott = scott_score(aligned, kmeans_labels(aligned, n_clusters, n_init=n_init, seed=seed))
     if criterion == "scott":
         return scott, scott
     graph = knn_graph(reduced, n_neighbors)
-    partition = best_partition(reduced, graph, n_clusters, normalized_cut, n_init=n_init, seed=seed)
+    cut = partial(balanced_cut, n_clusters=n_clusters, balance=balance)
+    partition = best_partition(reduced, graph, n_clusters, cut, n_init=n_init, seed=seed)
     if criterion == "normalized_cut":
-        return scott, -partition.cut
+        return scott, -normalized_cut(graph, partition.labels)
+    if criterion == "relative_cut":
+        return scott, -relative_cut(graph, partition.labels, n_clusters, balance=balance)
     return scott, float(criterion(reduced, partition.labels))  # type: ignore[operator]

@@ -1,5 +1,69 @@
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
 from hypothesis import settings
 
 # The same examples each time, and no deadline: a busy machine is no bug.
 settings.register_profile("skdiec", derandomize=True, deadline=None, database=None)
 settings.load_profile("skdiec")
+
+
+@pytest.fixture
+def make_unet():
+    """Makes small denoisers with random weights; keywords go over their configuration."""
+    from diffusers import UNet2DModel
+
+    def make(seed=0, **config):
+        channels = config.setdefault("block_out_channels", (8,))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNet2DModel(
+                **{
+                    "sample_size": 4,
+                    "in_channels": 1,
+                    "out_channels": config.get("in_channels", 1),
+                    "layers_per_block": 1,
+                    "down_block_types": ("DownBlock2D",) * len(channels),
+                    "up_block_types": ("UpBlock2D",) * len(channels),
+                    "norm_num_groups": 4,
+                    "attention_head_dim": 8,
+                    **config,
+                }
+            )
+
+    return make
+
+
+@pytest.fixture
+def make_backbone(make_unet):
+    """Makes backbones of such denoisers, by default with the schedule that diffusers has by default."""
+    from diffusers import DDPMScheduler
+
+    from skdiec.backbones import PixelBackbone
+
+    def make(seed=0, *, scheduler=None, image_shape=None, patch_size=1, recipe=None, **config):
+        network = make_unet(seed, **config).eval().requires_grad_(False)
+        return PixelBackbone(
+            network, scheduler or DDPMScheduler(), image_shape=image_shape, patch_size=patch_size, recipe=recipe
+        )
+
+    return make
+
+
+@pytest.fixture
+def rng_untouched():
+    """Gives a context that fails where global random states differ at its end."""
+
+    @contextmanager
+    def untouched():
+        numbers, tensors, plain = np.random.get_state(), torch.get_rng_state(), random.getstate()  # noqa: NPY002
+        yield
+        for before, after in zip(numbers, np.random.get_state(), strict=True):  # noqa: NPY002
+            np.testing.assert_array_equal(before, after)
+        assert torch.equal(tensors, torch.get_rng_state())
+        assert random.getstate() == plain
+
+    return untouched

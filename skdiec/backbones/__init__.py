@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
 from skdiec.backbones.pretraining import pretrain, untrained_backbone
 
@@ -124,9 +126,10 @@ def _load_network(name: str, subfolder: str | None, folder: Path) -> Any:
         pickled = sorted(path for path in folder.glob("*") if path.suffix.lower() in _PICKLE_SUFFIXES)
         raise ValueError(_pickle_message(pickled[0]) if pickled else f"backbone {folder} has no .safetensors weights")
     try:
-        network, report = UNet2DModel.from_pretrained(
-            name, subfolder=subfolder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with torch.random.fork_rng(devices=[]):  # without accelerate, diffusers draws weights before it reads them
+            network, report = UNet2DModel.from_pretrained(
+                name, subfolder=subfolder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
     except Exception as error:  # safetensors, diffusers and torch each have their own
         raise ValueError(
             f"backbone {folder} has damaged or truncated weights, or some of another model: {error}"
@@ -149,7 +152,8 @@ def _wrap(backbone: Any) -> PixelBackbone:
             f"got {type(backbone).__name__}"
         )
     # Rebuilt from its configuration rather than deep-copied: hooks and modes of the caller's model stay behind.
-    copied = UNet2DModel.from_config(network.config)
+    with torch.random.fork_rng(devices=[]):  # diffusers draws weights that are then replaced
+        copied = UNet2DModel.from_config(network.config)
     copied.load_state_dict({name: tensor.float() for name, tensor in network.state_dict().items()})
     scheduler = getattr(backbone, "scheduler", None)
     scheduler = DDPMScheduler() if scheduler is None else _training_scheduler(dict(scheduler.config))
@@ -160,6 +164,12 @@ def _training_scheduler(config: dict[str, Any]) -> Any:
     """Return the forward process of any scheduler: samplers share their betas with the DDPM they were made for."""
     from diffusers import DDPMScheduler
 
+    prediction = config.get("prediction_type", "epsilon")
+    if "beta_schedule" not in config or prediction not in ("epsilon", "sample", "v_prediction"):
+        raise ValueError(
+            "backbone must have a scheduler with betas and prediction_type 'epsilon', 'sample' or 'v_prediction'; "
+            f"got beta_schedule={config.get('beta_schedule')!r}, prediction_type={prediction!r}"
+        )
     return DDPMScheduler.from_config({key: value for key, value in config.items() if not key.startswith("_")})
 
 

@@ -60,7 +60,7 @@ class PixelBackbone:
         sides = _sides(network.config.sample_size)
         if sides is None and image_shape is None:
             raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
-        height, width = sides or image_shape[1:]
+        height, width = sides or (math.ceil(side / patch_size) for side in image_shape[1:])
         channels = int(network.config.in_channels)
         self.input_shape = (channels, height, width)
         self.patch_size = patch_size
@@ -176,10 +176,13 @@ class PixelBackbone:
     def fingerprint(self) -> str:
         """Return a hash of weights, architecture, schedule and image shape, as a cache key."""
         digest = hashlib.sha256()
-        schedule = json.dumps(dict(self.scheduler.config), sort_keys=True, default=str)
-        architecture = json.dumps(dict(self.network.config), sort_keys=True, default=str)
-        digest.update(f"{architecture}{schedule}{self.image_shape}{self.patch_size}".encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
+        for config in (self.network.config, self.scheduler.config):
+            # Without what diffusers notes of itself, such as the folder that weights came from.
+            public = {key: value for key, value in config.items() if not key.startswith("_")}
+            digest.update(json.dumps(public, sort_keys=True, default=str).encode())
+        digest.update(f"{self.image_shape}{self.patch_size}".encode())
+        tensors = {**self.network.state_dict(), "alphas_cumprod": self.scheduler.alphas_cumprod}
+        for name, tensor in sorted(tensors.items()):
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -219,9 +222,10 @@ class PixelBackbone:
     def __setstate__(self, state: dict[str, Any]) -> None:
         from diffusers import DDPMScheduler, UNet2DModel
 
-        network = UNet2DModel.from_config(state["network_config"])
+        with torch.random.fork_rng(devices=[]):  # diffusers draws weights that are then replaced
+            network = UNet2DModel.from_config(state["network_config"])
         network.load_state_dict(state["weights"])
-        network.eval()
+        network.eval().requires_grad_(False)
         self.__init__(  # type: ignore[misc]
             network,
             DDPMScheduler.from_config(state["scheduler_config"]),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,8 @@ def pretrain(
     )
     if isinstance(source, FileImages):
         source = source.in_memory()
+    if not isinstance(checkpoint_seconds, Real) or not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds must be a number of at least 0; got {checkpoint_seconds!r}")
     device = _default_device(device)
     settings = _resolve_settings(
         source,
@@ -159,6 +162,7 @@ def pretrain(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must be a folder; {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
+    _check_folder(folder)
     request = {"settings": asdict(settings), "data": source.fingerprint()}
     # Several processes of a parameter search may ask for the same backbone: one trains, the others wait.
     with FileLock(folder / ".lock"):
@@ -168,9 +172,11 @@ def pretrain(
         training = _Training(source, settings, device)
         training.resume(folder, request)
         backbone = training.run(folder, request, checkpoint_seconds, verbose=bool(verbose))
+        training.save(folder, request)  # so that a kill while the pipeline is written costs nothing
         backbone.recipe["request"] = _json(request)
         backbone.save_pretrained(folder)
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        for name in (CHECKPOINT_FILE, f"{CHECKPOINT_FILE}.partial"):
+            (folder / name).unlink(missing_ok=True)
         return backbone
 
 
@@ -233,14 +239,14 @@ def _resolve_settings(
         raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16'; got {precision!r}")
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(device) else "fp32"
-    if random_state is not None and not isinstance(random_state, (int, np.integer)):
-        raise ValueError(f"random_state must be an int or None; got {random_state!r}")
-    if not isinstance(learning_rate, (int, float)) or not learning_rate > 0:
-        raise ValueError(f"learning_rate must be a number above 0; got {learning_rate!r}")
-    if not isinstance(ema_decay, (int, float)) or not 0 <= ema_decay < 1:
+    if random_state is not None and not (isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32):
+        raise ValueError(f"random_state must be an int from 0 to 2**32 - 1, or None; got {random_state!r}")
+    if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a finite number above 0; got {learning_rate!r}")
+    if not isinstance(ema_decay, Real) or not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1); got {ema_decay!r}")
-    if not channels:
-        raise ValueError(f"channels must name at least one resolution; got {channels!r}")
+    if np.ndim(channels) != 1 or not len(channels):
+        raise ValueError(f"channels must be a sequence of at least one int; got {channels!r}")
     return _Settings(
         epochs=_positive(epochs, "epochs"),
         batch_size=_positive(batch_size, "batch_size"),
@@ -277,22 +283,27 @@ def _json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError for a folder with files that no earlier call wrote."""
+    own = (".lock", CHECKPOINT_FILE, f"{CHECKPOINT_FILE}.partial")
+    strangers = [path.name for path in folder.iterdir() if path.name not in own]
+    # A finished pipeline has its record; one that is being written, or was when a kill came, a checkpoint beside it.
+    if strangers and not (folder / CHECKPOINT_FILE).exists() and not (folder / RECIPE_FILE).exists():
+        raise ValueError(
+            f"folder must be new, empty or from an earlier call: {folder} has {', '.join(sorted(strangers)[:3])}"
+        )
+
+
 def _finished(folder: Path, request: dict[str, Any]) -> PixelBackbone | None:
     """Return the backbone that `folder` already holds, if it is the one asked for."""
-    from skdiec.backbones import load_backbone
+    from skdiec.backbones import _read_json, load_backbone
 
     if (folder / RECIPE_FILE).exists():
-        found = json.loads((folder / RECIPE_FILE).read_text()).get("request")
+        found = _read_json(folder / RECIPE_FILE).get("request")
         if found != _json(request):
             raise ValueError(f"{folder} holds a backbone trained {_difference(found, request)}: choose another folder")
         logger.info("loading the backbone that was trained before in %s", folder)
         return load_backbone(folder)
-    strangers = [path.name for path in folder.iterdir() if path.name not in (".lock", CHECKPOINT_FILE)]
-    # A kill while the finished pipeline was being written leaves parts of it beside the last checkpoint.
-    if strangers and not (folder / CHECKPOINT_FILE).exists():
-        raise ValueError(
-            f"folder must be new, empty or from an earlier call: {folder} has {', '.join(sorted(strangers)[:3])}"
-        )
     return None
 
 
@@ -343,7 +354,7 @@ class _Training:
                 self.seconds = before + now - started
                 advance(self.losses[-1] if self.losses else math.nan)
                 if folder is not None and now - saved > checkpoint_seconds and self.step < self.total_steps:
-                    self._save(folder, request)
+                    self.save(folder, request)
                     saved = time.monotonic()
         self.average.copy_to(self.parameters)
         network.eval().requires_grad_(False)
@@ -387,7 +398,8 @@ class _Training:
             self.loss_sum = 0.0
             logger.info("epoch %d of %d: denoising loss %.5f", epoch + 1, settings.epochs, self.losses[-1])
 
-    def _save(self, folder: Path, request: dict[str, Any] | None) -> None:
+    def save(self, folder: Path, request: dict[str, Any] | None) -> None:
+        """Write the checkpoint that `resume` reads, in one step."""
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -412,16 +424,15 @@ class _Training:
             return
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except SafetensorError as error:
+            found, position = json.loads(metadata["request"]), json.loads(metadata["position"])
+        except (SafetensorError, KeyError) as error:
             raise ValueError(f"the training checkpoint {path} is damaged: {error}. Delete it to start again") from error
-        found = json.loads(metadata["request"])
         if found != _json(request):
             raise ValueError(
                 f"{folder} holds an unfinished training {_difference(found, request)}: choose another folder"
             )
-        position = json.loads(metadata["position"])
         self.step, self.losses = position["step"], position["losses"]
         self.loss_sum, self.seconds = position["loss_sum"], position["seconds"]
         self.average.optimization_step = self.step
