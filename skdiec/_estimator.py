@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.metrics import pairwise_distances_argmin
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
@@ -29,7 +29,7 @@ from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, pretrain, untrained_backbone
 from skdiec.features import CellFeatures, FeatureExtractor, map_features
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
-from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths
+from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
 from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, grid_search, reduce_features
 from skdiec.training import (
@@ -432,6 +432,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         source = self._image_source(self._check_input(X, reset=True), file_shape=lambda: load().image_shape)
         if len(source) < self.n_clusters:
             raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
+        if len(source) < 2:
+            raise ValueError("X must hold at least 2 images to tell what they vary in; got n_samples=1")
         pretrain_params = {
             "random_state": seeds.pretrain,
             "device": device,
@@ -546,13 +548,15 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     def score(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None) -> float:
         """Score the clustering of images without labels, higher is better.
 
-        The figure is the modularity of the predicted labels on the k-nearest-neighbour graph of the images' frozen
-        features. It needs no labels and compares numbers of clusters and representations alike.
+        The figure is the modularity (`skdiec.scores.modularity`) of the predicted labels on the neighbourhood graph of
+        the images: the sum of the k-nearest-neighbour graphs of their frozen features and of their pixels (averaged
+        to at most 16 x 16). Modularity compares numbers of clusters; the pixels, which are the same for all
+        candidates, keep a representation from winning for what it leaves out.
 
         Parameters
         ----------
         X : array-like, folder or sequence of paths
-            As in `fit`; better a few hundred images and more.
+            As in `fit`; a few hundred images at least, better held out.
         y : ignored
 
         Returns
@@ -567,7 +571,13 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             return np.column_stack([labels, self._model.projection.project(features[0])])
 
         labels, h = np.split(self._map(source, label_and_project), [1], axis=1)
-        return modularity(knn_graph(h, self.n_neighbors, n_jobs=self.n_jobs), labels.ravel())
+        graphs = [knn_graph(rows, self.n_neighbors, n_jobs=self.n_jobs) for rows in (h, thumbnails(source))]
+        return modularity(graphs[0] + graphs[1], labels.ravel())
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # the embedding is float32 whatever X is
+        return tags
 
     def _check_parameters(self) -> None:
         self._validate_params()
@@ -588,7 +598,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             return X
         if hasattr(X, "detach"):
             X = as_array(X)
-        if np.ndim(X) > 2 if not hasattr(X, "ndim") else X.ndim > 2:
+        ndim = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
+        if ndim > 2:
             if reset:
                 self.__dict__.pop("feature_names_in_", None)
             return check_array(X, allow_nd=True, estimator=self, input_name="X")

@@ -232,6 +232,40 @@ def as_image_source(
     return source
 
 
+def thumbnails(source: ImageSource, max_side: int = 16) -> NDArray[np.float32]:
+    """Reduce images to vectors of a bounded length: pixels, averaged over areas where a side is longer.
+
+    Parameters
+    ----------
+    source : ImageSource
+    max_side : int, default=16
+        Pixels of a side at most.
+
+    Returns
+    -------
+    ndarray of shape (n, channels * height * width), float32
+        With height and width of at most `max_side`.
+
+    Examples
+    --------
+    >>> source = as_image_source(np.array([[[0, 255], [255, 0]]], dtype=np.uint8))
+    >>> thumbnails(source, max_side=1)
+    array([[0.]], dtype=float32)
+    """
+    channels, height, width = source.shape
+    sides = (min(height, max_side), min(width, max_side))
+    result = np.empty((len(source), channels * sides[0] * sides[1]), dtype=np.float32)
+    rows = max(1, _BLOCK_BYTES // (4 * channels * height * width))
+    for start in range(0, len(source), rows):
+        images = source.read(slice(start, start + rows))
+        for axis, (side, length) in enumerate(zip(sides, (height, width), strict=True), start=2):
+            bounds = np.arange(side) * length // side
+            sizes = np.diff(np.append(bounds, length)).reshape((-1, 1) if axis == 2 else (-1,))
+            images = np.add.reduceat(images, bounds, axis=axis) / sizes
+        result[start : start + rows] = images.reshape(len(images), -1)
+    return result
+
+
 def _as_array_images(
     array: NDArray,
     shape: tuple[int, int, int] | None,

@@ -455,7 +455,10 @@ def _new_backbone(image_shape: tuple[int, int, int], settings: _Settings) -> Pix
 
     channels, height, width = image_shape
     divisor = 2 ** (len(settings.channels) - 1)
-    height, width = (divisor * math.ceil(math.ceil(side / settings.patch_size) / divisor) for side in (height, width))
+    # At least two pixels a side: group normalisation needs more than one value.
+    height, width = (
+        max(2, divisor * math.ceil(math.ceil(side / settings.patch_size) / divisor)) for side in (height, width)
+    )
     folded = channels * settings.patch_size**2
     groups = math.gcd(32, *settings.channels)
     # diffusers draws the initial weights from the global generator: keep its state out of it.
