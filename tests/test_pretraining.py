@@ -1,0 +1,622 @@
+import inspect
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from numpy.testing import assert_allclose
+from PIL import Image
+
+import skdiec
+from skdiec.backbones import PixelBackbone, load_backbone, pretrain, pretraining, untrained_backbone
+from skdiec.images import FileImages, as_image_source
+
+# Twenty plain images, each of its own brightness: three steps an epoch, the last one ragged.
+IMAGES = np.repeat(np.arange(20, dtype=np.uint8) * 12, 16).reshape(20, 4, 4)
+SETTINGS = {
+    "channels": (8,),
+    "epochs": 4,
+    "batch_size": 8,
+    "precision": "fp32",
+    "device": "cpu",
+    "random_state": 0,
+}
+STEPS = 12
+
+
+def train(X=IMAGES, folder=None, **settings):
+    return pretrain(X, folder, **{**SETTINGS, **settings})
+
+
+def result(backbone):
+    """All that a training yields but its duration."""
+    recipe = {name: value for name, value in backbone.recipe.items() if name not in ("seconds", "request")}
+    return backbone.fingerprint(), recipe
+
+
+def contents(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return result(train())
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Records what each step of a training saw; a step listed in `steps.stop` is cut off half-way."""
+    log = SimpleNamespace(batches=[], lr=[], weights=[], autocast=[], stop=set())
+    denoising_loss, step = PixelBackbone.denoising_loss, torch.optim.AdamW.step
+
+    def watched_loss(backbone, x0, noise, timesteps):
+        log.batches.append((x0, noise, timesteps))
+        log.autocast.append(torch.is_autocast_enabled(x0.device.type))
+        if len(log.batches) in log.stop:
+            raise KeyboardInterrupt
+        return denoising_loss(backbone, x0, noise, timesteps)
+
+    def watched_step(optimizer, *args, **kwargs):
+        done = step(optimizer, *args, **kwargs)
+        log.lr.append(optimizer.param_groups[0]["lr"])
+        log.weights.append([parameter.detach().clone() for parameter in optimizer.param_groups[0]["params"]])
+        return done
+
+    monkeypatch.setattr(PixelBackbone, "denoising_loss", watched_loss)
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    return log
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """Lists the step of each checkpoint that is written."""
+    found, save_file = [], safetensors.torch.save_file
+
+    def watched(tensors, path, metadata):
+        if "position" in metadata:  # diffusers saves its weights with it too
+            found.append(json.loads(metadata["position"])["step"])
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", watched)
+    return found
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Each look at the clock of pretraining takes a second."""
+    monkeypatch.setattr(pretraining, "time", SimpleNamespace(monotonic=count().__next__))
+
+
+# Training
+
+
+def test_loss_falls_on_images_that_can_be_learnt():
+    images = np.zeros((32, 4, 4), dtype=np.uint8)
+    images[::2, :, :2] = images[1::2, :, 2:] = 255
+    backbone = train(images, epochs=30, learning_rate=1e-2, ema_decay=0.9)
+    loss = backbone.recipe["loss"]
+    assert len(loss) == 30
+    assert np.mean(loss[-5:]) < 0.3 < 0.7 < loss[0]
+    x0 = backbone.prepare(torch.from_numpy(as_image_source(images).read(slice(None))))
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(x0.shape, generator=generator)
+    untrained = untrained_backbone(as_image_source(images), **SETTINGS)
+    for timestep in (300, 600, 999):
+        timesteps = torch.full((32,), timestep)
+        assert backbone.denoising_loss(x0, noise, timesteps).item() < 0.25  # of the average that is kept
+        assert untrained.denoising_loss(x0, noise, timesteps).item() > 0.7
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(steps):
+    train()
+    assert [len(x0) for x0, _, _ in steps.batches] == [8, 8, 4] * 4
+    values = torch.cat([x0[:, 0, 0, 0] for x0, _, _ in steps.batches]).reshape(4, 20).double()
+    expected = IMAGES[:, 0, 0] / 127.5 - 1
+    for epoch in values:
+        assert_allclose(np.sort(epoch.numpy()), expected, atol=1e-6)
+    assert len({frozenset(epoch[:8].tolist()) for epoch in values}) == 4
+    noise = torch.cat([noise for _, noise, _ in steps.batches])
+    assert len(noise.unique()) > 0.99 * noise.numel()
+    assert noise.mean().item() == pytest.approx(0, abs=0.1)
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
+    timesteps = torch.cat([timesteps for _, _, timesteps in steps.batches])
+    assert 0 <= timesteps.min() < 100
+    assert 900 <= timesteps.max() < 1000
+
+
+def test_learning_rate_warms_up_then_falls_as_a_cosine(steps):
+    train(epochs=14, learning_rate=0.5, channels=(2,))
+    progress = np.arange(1, 43) / 42
+    cosine = 0.25 * (1 + np.cos(np.pi * (progress - 0.05) / 0.95))
+    assert_allclose(steps.lr, np.where(progress < 0.05, 0.5 * progress / 0.05, cosine), atol=1e-12)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.6, 0.999])
+def test_moving_average_of_the_weights_is_kept(ema_decay, steps):
+    backbone = train(ema_decay=ema_decay)
+    initial = untrained_backbone(as_image_source(IMAGES), **SETTINGS)
+    average = list(initial.network.parameters())
+    for step, weights in enumerate(steps.weights):
+        decay = min(ema_decay, 1 - (1 + step) ** -0.75)
+        average = [decay * old + (1 - decay) * new for old, new in zip(average, weights, strict=True)]
+    for expected, found in zip(average, backbone.network.parameters(), strict=True):
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_result_is_ready_for_use():
+    backbone = train()
+    assert not any(module.training for module in backbone.network.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
+    assert (backbone.image_shape, backbone.input_shape, backbone.num_train_timesteps) == ((1, 4, 4), (1, 4, 4), 1000)
+    assert backbone.scheduler.config.prediction_type == "epsilon"
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    assert_allclose(backbone.scheduler.alphas_cumprod.numpy(), abar, rtol=1e-5)
+
+
+def test_record_tells_settings_losses_and_cost(steps):
+    recipe = train(learning_rate=0.01, layers_per_block=2, ema_decay=0.5, random_state=7).recipe
+    assert recipe["settings"] == {
+        "epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "channels": [8],
+        "layers_per_block": 2,
+        "patch_size": 1,
+        "ema_decay": 0.5,
+        "precision": "fp32",
+        "seed": 7,
+    }
+    assert (recipe["images"], recipe["steps"]) == (20, STEPS)
+    assert recipe["parameters"] == sum(parameter.numel() for parameter in steps.weights[0])
+    assert 0 <= recipe["seconds"] < 60
+    # A loss near 1 in each epoch: the first predictions are close to nothing.
+    assert len(recipe["loss"]) == 4
+    assert recipe["loss"][0] == pytest.approx(1, abs=0.3)
+
+
+def test_recorded_loss_is_the_mean_over_the_images_of_an_epoch(monkeypatch):
+    # The network's output is multiplied by 0, so the loss of each step is known: that of its batch's rank.
+    calls = count()
+    monkeypatch.setattr(
+        PixelBackbone, "denoising_loss", lambda self, x0, noise, t: 0 * self.predict(x0, t).sum() + next(calls)
+    )
+    expected = [(8 * step + 8 * (step + 1) + 4 * (step + 2)) / 20 for step in (0, 3, 6, 9)]
+    assert train().recipe["loss"] == pytest.approx(expected)
+
+
+# Settings
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(uninterrupted, rng_untouched):
+    with rng_untouched():
+        assert result(train(random_state=np.int64(0))) == uninterrupted
+    assert train(random_state=1).fingerprint() != uninterrupted[0]
+    seeds = [train(epochs=1, random_state=None).recipe["settings"]["seed"] for _ in range(2)]
+    assert seeds[0] != seeds[1]
+    assert train(epochs=1, random_state=seeds[0]).recipe["settings"]["seed"] == seeds[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "config"),
+    [
+        ({"channels": (8, 4)}, {"block_out_channels": (8, 4), "down_block_types": ("DownBlock2D",) * 2}),
+        ({"channels": (6,)}, {"block_out_channels": (6,), "norm_num_groups": 2, "attention_head_dim": 6}),
+        ({"channels": np.array([3, 32])}, {"norm_num_groups": 1, "attention_head_dim": 32}),
+        ({"layers_per_block": 2}, {"layers_per_block": 2}),
+        ({"patch_size": 2}, {"in_channels": 4, "out_channels": 4, "sample_size": (2, 2)}),
+        ({"patch_size": 8}, {"in_channels": 64, "out_channels": 64, "sample_size": (1, 1)}),
+    ],
+)
+def test_architecture_follows_the_settings_trained_or_not(change, config):
+    settings = {**SETTINGS, **change, "epochs": 1}
+    trained, untrained = train(**settings), untrained_backbone(as_image_source(IMAGES), **settings)
+    for name, value in config.items():
+        assert trained.network.config[name] == value
+    assert dict(trained.network.config) == dict(untrained.network.config)
+    assert dict(trained.scheduler.config) == dict(untrained.scheduler.config)
+    for name in ("image_shape", "input_shape", "patch_size"):
+        assert getattr(trained, name) == getattr(untrained, name)
+    assert untrained.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch_size", "input_shape", "channels"),
+    [
+        ((1, 1, 1), 1, (1, 1, 1), (32,)),
+        ((3, 4, 4), 1, (3, 4, 4), (32,)),
+        ((1, 5, 7), 1, (1, 6, 8), (32, 64)),
+        ((1, 9, 3), 1, (1, 12, 4), (32, 64, 128)),
+        ((1, 16, 16), 1, (1, 16, 16), (32, 64, 128)),
+        ((1, 17, 4), 2, (4, 12, 4), (32, 64, 128)),
+        ((1, 28, 28), 2, (4, 16, 16), (32, 64, 128)),
+        ((3, 32, 32), 2, (12, 16, 16), (32, 64, 128)),
+        ((3, 96, 64), 8, (192, 12, 8), (32, 64, 128)),
+    ],
+)
+def test_default_architecture_follows_the_size_of_the_images(shape, patch_size, input_shape, channels):
+    source = as_image_source(np.zeros((2, *shape), dtype=np.uint8), channel_axis=1)
+    backbone = untrained_backbone(source, random_state=0)
+    assert (backbone.image_shape, backbone.patch_size, backbone.input_shape) == (shape, patch_size, input_shape)
+    assert backbone.network.config.block_out_channels == channels
+    assert backbone.network.config.layers_per_block == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "input_shape"),
+    [
+        ((28, 28), {"patch_size": None, "channels": (8, 8, 8)}, (4, 16, 16)),
+        ((5, 7), {"channels": (8, 8)}, (1, 6, 8)),
+        ((5, 7), {"patch_size": 2}, (4, 3, 4)),
+        ((1, 1), {}, (1, 1, 1)),
+    ],
+)
+def test_odd_sizes_are_padded_trained_on_and_saved(shape, settings, input_shape, steps, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
+    backbone = train(images, tmp_path, epochs=1, **settings)
+    assert backbone.input_shape == input_shape
+    ((x0, _, _),) = steps.batches
+    assert x0.shape == (8, *input_shape)
+    unfolded = torch.nn.functional.pixel_shuffle(x0, backbone.patch_size)
+    extra = [full - side for full, side in zip(unfolded.shape[2:], shape, strict=True)]
+    widths = [(0, 0), *((more // 2, more - more // 2) for more in extra)]
+    padded = np.pad(images / 127.5 - 1, widths, mode="edge")
+    assert_allclose(np.sort(unfolded[:, 0].flatten()), np.sort(padded, axis=None), atol=1e-6)
+    assert result(load_backbone(tmp_path)) == result(backbone)
+
+
+@pytest.mark.parametrize(("n_images", "epochs"), [(20, 100), (10_000, 40), (400_000, 8)])
+def test_default_epochs_follow_the_number_of_images(n_images, epochs):
+    class Many:
+        shape = (1, 4, 4)
+
+        def __len__(self):
+            return n_images
+
+    names = set(inspect.signature(pretraining._resolve_settings).parameters) - {"source"}
+    defaults = {name: inspect.signature(pretrain).parameters[name].default for name in names}
+    settings = pretraining._resolve_settings(Many(), **defaults)
+    assert (settings.epochs, settings.batch_size) == (epochs, 64)
+    assert (settings.learning_rate, settings.ema_decay) == (1e-3, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "resolved"),
+    [("fp32", True, "fp32"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "fp32")],
+)
+def test_precision_is_that_of_the_network_in_training(precision, native, resolved, steps, monkeypatch, uninterrupted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
+    backbone = train(precision=precision)
+    assert backbone.recipe["settings"]["precision"] == resolved
+    assert steps.autocast == [resolved == "bf16"] * STEPS
+    assert next(backbone.network.parameters()).dtype == torch.float32
+    assert (backbone.fingerprint() == uninterrupted[0]) == (resolved == "fp32")
+    assert backbone.recipe["loss"] == pytest.approx(uninterrupted[1]["loss"], rel=0.02)
+
+
+def test_native_bfloat16_is_asked_of_the_hardware(monkeypatch):
+    for capabilities, expected in [({}, False), ({"avx512_bf16": False}, False), ({"amx_bf16": True}, True)]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert pretraining._has_native_bf16(torch.device("cpu")) == expected
+    for capability in [(7, 5), (8, 0), (9, 0)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert pretraining._has_native_bf16(torch.device("cuda")) == (capability >= (8, 0))
+    assert not pretraining._has_native_bf16(torch.device("meta"))
+
+
+def test_device_is_cuda_where_there_is_one_unless_told_otherwise(monkeypatch):
+    for available, expected in [(False, "cpu"), (True, "cuda")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
+        assert pretraining._default_device(None) == torch.device(expected)
+        assert pretraining._default_device("cpu") == torch.device("cpu")
+
+
+# Images
+
+
+def test_images_are_the_same_however_they_come(tmp_path, uninterrupted, monkeypatch):
+    paths = [tmp_path / f"{index:02}.png" for index in range(len(IMAGES))]
+    for path, image in zip(paths, IMAGES, strict=True):
+        Image.fromarray(image).save(path)
+    assert result(train(tmp_path)) == uninterrupted
+    assert result(train([str(path) for path in paths])) == uninterrupted
+    assert result(train(as_image_source(IMAGES))) == uninterrupted
+    assert result(train(IMAGES.reshape(20, 16), image_shape=(4, 4))) == uninterrupted
+    assert result(train(IMAGES / 255, value_range=(0, 1))) == uninterrupted
+    assert result(train(IMAGES[:, None], channel_axis=1)) == uninterrupted
+    monkeypatch.setattr(FileImages, "in_memory", lambda self: self)  # as where they are too many for memory
+    assert result(train(tmp_path)) == uninterrupted
+
+
+# Folder
+
+
+def test_finished_folder_is_loaded_and_not_trained_again(tmp_path, uninterrupted, steps, saves, caplog):
+    folder = tmp_path / "new" / "folder"
+    first = train(folder=folder)
+    assert result(first) == uninterrupted
+    assert (len(steps.batches), saves) == (STEPS, [STEPS])
+    assert sorted(contents(folder)) == [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "skdiec.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+    before = contents(folder)
+    with caplog.at_level(logging.INFO, "skdiec"):
+        again = train(IMAGES.copy(), str(folder))
+    assert "loading the backbone that was trained before" in caplog.text
+    assert len(steps.batches) == STEPS
+    assert contents(folder) == before
+    assert again.fingerprint() == first.fingerprint()
+    assert again.recipe == first.recipe
+
+
+def test_saved_pipeline_samples_with_diffusers(tmp_path):
+    backbone = train(folder=tmp_path)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    sampled = pipeline(batch_size=2, generator=generator, num_inference_steps=4, output_type="np").images
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn((2, 1, 4, 4), generator=generator)
+    backbone.scheduler.set_timesteps(4)
+    for timestep in backbone.scheduler.timesteps:
+        prediction = backbone.predict(x, timestep)
+        x = backbone.scheduler.step(prediction, timestep, x, generator=generator).prev_sample
+    assert_allclose(sampled, ((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("stops", [{1}, {2}, {4}, {STEPS}, {3, 8, 9}])
+def test_resumed_training_equals_an_uninterrupted_one(stops, tmp_path, steps, uninterrupted, rng_untouched):
+    steps.stop = stops
+    with rng_untouched():
+        for _ in stops:
+            with pytest.raises(KeyboardInterrupt):
+                train(folder=tmp_path, checkpoint_seconds=0)
+        assert result(train(folder=tmp_path, checkpoint_seconds=0)) == uninterrupted
+    assert len(steps.batches) == STEPS + len(stops)  # only the steps that were cut off are taken again
+    assert result(load_backbone(tmp_path)) == uninterrupted
+    assert "training.safetensors" not in contents(tmp_path)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0, list(range(1, STEPS + 1))), (2.5, [3, 6, 9, 12]), (1e9, [12])])
+def test_checkpoints_are_as_far_apart_as_asked_for(seconds, expected, tmp_path, saves, clock):
+    train(folder=tmp_path, checkpoint_seconds=seconds)
+    assert saves == expected
+
+
+def test_seconds_of_all_sessions_add_up(tmp_path, steps, clock):
+    steps.stop = {5}
+    with pytest.raises(KeyboardInterrupt):
+        train(folder=tmp_path, checkpoint_seconds=0)
+    recipe = train(folder=tmp_path, checkpoint_seconds=1e9).recipe
+    # Two looks at the clock for each of the four steps that were checkpointed, but the last; one for the others.
+    assert recipe["seconds"] == 7 + 8
+
+
+def test_kill_between_checkpoints_costs_the_steps_since_the_last(tmp_path, steps, clock, uninterrupted):
+    steps.stop = {6}
+    with pytest.raises(KeyboardInterrupt):
+        train(folder=tmp_path, checkpoint_seconds=2.5)
+    assert result(train(folder=tmp_path, checkpoint_seconds=2.5)) == uninterrupted
+    assert len(steps.batches) == 6 + (STEPS - 3)
+
+
+def test_kill_while_the_pipeline_is_written_costs_nothing(tmp_path, steps, uninterrupted, monkeypatch):
+    def killed(self, folder):
+        (folder / "unet").mkdir()
+        (folder / "unet" / "config.json").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelBackbone, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder=tmp_path)
+    assert result(train(folder=tmp_path)) == uninterrupted
+    assert len(steps.batches) == STEPS
+    assert result(load_backbone(tmp_path)) == uninterrupted
+
+
+def test_process_killed_in_the_middle_of_a_checkpoint_is_resumed(tmp_path, steps, uninterrupted):
+    script = f"""
+import os, signal, safetensors.torch, numpy as np
+from skdiec.backbones import pretrain
+save_file, calls = safetensors.torch.save_file, []
+def killed(tensors, path, metadata):
+    calls.append(1)
+    if len(calls) == 4:
+        path.write_bytes(b"half of a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save_file(tensors, path, metadata=metadata)
+safetensors.torch.save_file = killed
+images = np.repeat(np.arange(20, dtype=np.uint8) * 12, 16).reshape(20, 4, 4)
+pretrain(images, {str(tmp_path)!r}, checkpoint_seconds=0, **{SETTINGS!r})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(skdiec.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "training.safetensors.partial" in contents(tmp_path)
+    assert result(train(folder=tmp_path)) == uninterrupted
+    assert len(steps.batches) == STEPS - 3
+    assert not any(name.startswith("training") for name in contents(tmp_path))
+
+
+def test_kill_in_the_middle_of_the_first_checkpoint_starts_again(tmp_path, uninterrupted):
+    (tmp_path / "training.safetensors.partial").write_bytes(b"half of a checkpoint")
+    assert result(train(folder=tmp_path)) == uninterrupted
+    assert not any(name.startswith("training") for name in contents(tmp_path))
+
+
+def test_two_callers_of_one_folder_train_once(tmp_path, steps, uninterrupted):
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: result(train(folder=tmp_path)), range(2)))
+    assert found == [uninterrupted] * 2
+    assert len(steps.batches) == STEPS
+
+
+CHANGES = [
+    ({"X": 255 - IMAGES}, "on other images"),
+    ({"X": IMAGES[:19]}, "on other images"),
+    ({"epochs": 5}, r"with other settings \(epochs\)"),
+    (
+        {"random_state": 1, "learning_rate": 0.1, "channels": (4, 8)},
+        r"with other settings \(learning_rate, channels, seed\)",
+    ),
+    (
+        {"batch_size": 7, "layers_per_block": 2, "patch_size": 2, "ema_decay": 0.5, "precision": "bf16"},
+        r"with other settings \(batch_size, layers_per_block, patch_size, ema_decay, precision\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "difference"), CHANGES)
+@pytest.mark.parametrize("finished", [True, False])
+def test_folder_of_another_training_is_refused_untouched(change, difference, finished, tmp_path, steps):
+    steps.stop = set() if finished else {3}
+    try:
+        train(folder=tmp_path, checkpoint_seconds=0)
+    except KeyboardInterrupt:
+        assert not finished
+    before = contents(tmp_path)
+    kind = "a backbone" if finished else "an unfinished training"
+    with pytest.raises(ValueError, match=f"{tmp_path} holds {kind}.* {difference}: choose another folder"):
+        train(**{"folder": tmp_path, "checkpoint_seconds": 0, **change})
+    assert contents(tmp_path) == before
+
+
+def test_folder_of_a_backbone_from_elsewhere_is_refused_untouched(tmp_path, make_backbone):
+    make_backbone().save_pretrained(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} holds a backbone trained elsewhere: choose another folder"):
+        train(folder=tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_folder_with_foreign_files_is_refused_untouched(tmp_path):
+    for name in ("d.txt", "a.txt", "c.txt", "b.txt"):
+        (tmp_path / name).write_text("mine")
+    message = rf"folder must be new, empty or from an earlier call: {tmp_path} has a\.txt, b\.txt, c\.txt$"
+    with pytest.raises(ValueError, match=message):
+        train(folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt", "c.txt", "d.txt"]
+    assert set(contents(tmp_path).values()) == {b"mine"}
+    with pytest.raises(ValueError, match=r"folder must be a folder; .*a\.txt is a file"):
+        train(folder=tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:3000], lambda data: b"\0" * len(data)])
+def test_damaged_checkpoint_is_told_of(damage, tmp_path, steps):
+    steps.stop = {3}
+    with pytest.raises(KeyboardInterrupt):
+        train(folder=tmp_path, checkpoint_seconds=0)
+    path = tmp_path / "training.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"the training checkpoint {path} is damaged: .*Delete it to start again"):
+        train(folder=tmp_path)
+    path.unlink()
+    train(folder=tmp_path)
+    assert len(steps.batches) == 3 + STEPS
+
+
+def test_checkpoint_of_something_else_is_told_of(tmp_path):
+    path = tmp_path / "training.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=f"the training checkpoint {path} is damaged"):
+        train(folder=tmp_path)
+
+
+def test_damaged_record_is_told_of(tmp_path):
+    (tmp_path / "skdiec.json").write_text("{")
+    with pytest.raises(ValueError, match=r"skdiec\.json is missing or no JSON"):
+        train(folder=tmp_path)
+
+
+# Progress
+
+
+def test_progress_is_shown_when_asked_for(tmp_path, steps, capsys):
+    train()
+    assert capsys.readouterr().out == ""
+    steps.batches.clear()
+    steps.stop = {3}
+    with pytest.raises(KeyboardInterrupt):
+        train(folder=tmp_path, checkpoint_seconds=0, verbose=True)
+    assert "2/12 steps" in capsys.readouterr().out
+    backbone = train(folder=tmp_path, checkpoint_seconds=0, verbose=1)
+    assert f"12/12 steps, loss {backbone.recipe['loss'][-1]:.4f}" in capsys.readouterr().out
+
+
+def test_epochs_are_logged(caplog):
+    with caplog.at_level(logging.INFO, "skdiec"):
+        backbone = train()
+    loss = backbone.recipe["loss"]
+    messages = [f"epoch {epoch} of 4: denoising loss {loss[epoch - 1]:.5f}" for epoch in (1, 2, 3, 4)]
+    assert [record.message for record in caplog.records] == messages
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *((name, value, f"{name} must be an int of at least 1; got {value!r}")
+          for name in ("epochs", "batch_size", "layers_per_block", "patch_size")
+          for value in (0, -1, 1.5, "2", True)),
+        ("channels", (8, 0), "channels must be an int of at least 1; got 0"),
+        ("channels", (8, 1.5), "channels must be an int of at least 1; got 1.5"),
+        ("channels", (), r"channels must be a sequence of at least one int; got \(\)"),
+        ("channels", 8, "channels must be a sequence of at least one int; got 8"),
+        *(("learning_rate", value, f"learning_rate must be a finite number above 0; got {value!r}")
+          for value in (0, -1e-3, math.nan, math.inf, "0.1", None)),
+        *(("ema_decay", value, rf"ema_decay must be in \[0, 1\); got {value!r}")
+          for value in (-0.1, 1, math.nan, "0.1", None)),
+        *(("precision", value, f"precision must be 'auto', 'fp32' or 'bf16'; got {value!r}")
+          for value in ("fp16", None, torch.bfloat16)),
+        *(("random_state", value, rf"random_state must be an int from 0 to 2\*\*32 - 1, or None; got {value!r}")
+          for value in (-1, 2**32, 1.0, "0")),
+        *(("checkpoint_seconds", value, f"checkpoint_seconds must be a number of at least 0; got {value!r}")
+          for value in (-1, math.nan, "60", None)),
+        ("value_range", (1, 0), "value_range must be two finite numbers"),
+        ("channel_axis", 2, "channel_axis must be None, 1 or -1"),
+        ("image_shape", (4, 5), r"image_shape \(1, 4, 5\) .*does not fit X"),
+        ("X", np.zeros((0, 4, 4)), "X must hold at least one image"),
+        ("X", IMAGES / 255, "value_range must be stated"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_told_of_before_anything_is_written(name, value, message, tmp_path):
+    folder = tmp_path / "folder"
+    with pytest.raises(ValueError, match=message):
+        train(**{"folder": folder, name: value})
+    assert not folder.exists()
+
+
+def test_untrained_backbone_tells_of_unknown_and_wrong_settings():
+    source = as_image_source(IMAGES)
+    with pytest.raises(ValueError, match=r"pretrain has no parameter 'epoch'; it has X, folder, .*, epochs, "):
+        untrained_backbone(source, epoch=3)
+    with pytest.raises(ValueError, match="epochs must be an int of at least 1; got 0"):
+        untrained_backbone(source, epochs=0)
+
+
+def test_every_parameter_has_a_test_of_its_wiring():
+    tested = {
+        *("X", "folder", "image_shape", "channel_axis", "value_range", "epochs", "batch_size", "learning_rate"),
+        *("channels", "layers_per_block", "patch_size", "ema_decay", "precision", "device", "checkpoint_seconds"),
+        *("random_state", "verbose"),
+    }
+    assert set(inspect.signature(pretrain).parameters) == tested

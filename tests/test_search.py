@@ -1,0 +1,262 @@
+import functools
+import inspect
+import logging
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from skdiec.activations import Cell
+from skdiec.graph import best_partition, knn_graph
+from skdiec.scores import balanced_cut, normalized_cut, relative_cut, scott_score
+from skdiec.search import grid_search, reduce_features
+
+CLASSES = np.repeat([0, 1, 2], 20)
+LAYERS = {"wide": (2, 8, 8), "flat": (3, 4, 2), "deep": (4, 1, 1)}
+TIMESTEPS = (10, 300)
+POOLINGS = (1, 2, 4)
+GRID = {
+    "n_images": 60,
+    "n_draws": 2,
+    "layers": LAYERS,
+    "timesteps": TIMESTEPS,
+    "poolings": POOLINGS,
+    "n_clusters": 3,
+    "n_components": 5,
+    "n_neighbors": 6,
+}
+SMALL = {**GRID, "layers": {"wide": (2, 8, 8)}, "timesteps": (10,), "poolings": (1, 2), "n_draws": 1}
+
+
+def matrix(cell, draw, separation):
+    """Noise of unit variance around three means that lie `separation` apart along each of two axes."""
+    rng = np.random.default_rng([list(LAYERS).index(cell.layer), cell.timestep, cell.pooling, draw])
+    values = rng.normal(size=(60, LAYERS[cell.layer][0] * cell.pooling**2))
+    values[:, :2] += separation * np.array([[0, 0], [0, 1], [1, 0]])[CLASSES]
+    return values.astype(np.float32)
+
+
+def planted(*best, separation=20, elsewhere=0):
+    """An extract whose features have clusters in one cell, and say little elsewhere."""
+
+    def extract(cells, draw):
+        return {cell: matrix(cell, draw, separation if cell in best else elsewhere) for cell in cells}
+
+    return extract
+
+
+def mean_distance(features, labels):
+    """A criterion of the caller, lower for tighter features."""
+    return float(np.linalg.norm(features, axis=1).mean() + labels.max())
+
+
+# What is found
+
+
+@pytest.mark.parametrize("criterion", ["relative_cut", "normalized_cut", "scott", silhouette_score])
+@pytest.mark.parametrize("best", [Cell("wide", 300, 4), Cell("flat", 10, 2), Cell("deep", 300, 1)])
+def test_cell_with_clusters_wins_under_every_criterion(best, criterion, rng_untouched):
+    with rng_untouched():
+        result = grid_search(planted(best), **GRID, criterion=criterion)
+    assert result.best == best
+    assert result.criterion == (criterion if isinstance(criterion, str) else "silhouette_score")
+    others = np.delete(result.scores[result.criterion].ravel(), np.nanargmax(result.scores[result.criterion]))
+    margin = {"relative_cut": 0.05, "normalized_cut": 0.3, "scott": 1.0, "silhouette_score": 0.2}
+    assert np.nanmax(result.scores[result.criterion]) > np.nanmax(others) + margin[result.criterion]
+
+
+def test_relative_cut_is_the_default():
+    result = grid_search(planted(Cell("flat", 10, 2)), **GRID)
+    assert (result.criterion, sorted(result.scores)) == ("relative_cut", ["relative_cut", "scott"])
+
+
+def test_axes_are_layers_timesteps_and_poolings_with_nan_where_maps_are_too_small():
+    result = grid_search(planted(Cell("wide", 300, 4)), **GRID)
+    assert (result.layers, result.timesteps, result.poolings) == (("wide", "flat", "deep"), TIMESTEPS, POOLINGS)
+    fits = np.array([[True, True, True], [True, True, False], [True, False, False]])
+    for scores in result.scores.values():
+        assert scores.dtype == np.float64
+        assert_array_equal(np.isfinite(scores), np.repeat(fits[:, None], 2, axis=1))
+        assert_array_equal(np.isnan(scores), ~np.isfinite(scores))
+        assert np.nanargmax(scores) == np.ravel_multi_index((0, 1, 2), scores.shape)
+
+
+def test_best_is_found_by_the_criterion_and_not_by_scott():
+    result = grid_search(planted(Cell("wide", 300, 4)), **GRID, criterion=lambda features, labels: -features.shape[1])
+    assert np.nanargmax(result.scores["scott"]) == np.ravel_multi_index((0, 1, 2), (3, 2, 3))
+    assert result.best == Cell("wide", 10, 1)  # the narrowest, and the first of equals
+
+
+def test_each_timestep_and_draw_is_extracted_once_for_all_cells():
+    calls = []
+
+    def extract(cells, draw):
+        calls.append((list(cells), draw))
+        return planted(Cell("flat", 10, 2))(cells, draw)
+
+    result = grid_search(extract, **{**GRID, "n_draws": 3})
+    fits = [("wide", 1), ("wide", 2), ("wide", 4), ("flat", 1), ("flat", 2), ("deep", 1)]
+    assert calls == [
+        ([Cell(layer, timestep, pooling) for layer, pooling in fits], draw)
+        for timestep in (10, 300)
+        for draw in range(3)
+    ]
+    assert (result.n_images, result.n_forward) == (60, 60 * 2 * 3)
+    assert 0 <= result.seconds < 60
+
+
+def test_progress_is_logged(caplog):
+    with caplog.at_level(logging.INFO, "skdiec"):
+        result = grid_search(planted(), **GRID, criterion="scott")
+    best = [np.nanmax(result.scores["scott"][:, column]) for column in range(2)]
+    assert [record.message for record in caplog.records] == [
+        f"timestep {timestep}: best scott {value:.4f}" for timestep, value in zip(TIMESTEPS, best, strict=True)
+    ]
+
+
+# Scores
+
+
+def test_scott_is_averaged_over_draws_in_as_many_dimensions_as_the_narrowest_cell_has():
+    for n_components, dimensions in [(1, 1), (5, 2)]:  # "wide" at pooling 1 has two features
+        result = grid_search(planted(elsewhere=4), **{**GRID, "n_components": n_components}, n_init=4, seed=3)
+        for row, layer in enumerate(LAYERS):
+            for column, timestep in enumerate(TIMESTEPS):
+                for depth, pooling in enumerate(POOLINGS):
+                    if pooling > min(LAYERS[layer][1:]):
+                        continue
+                    values = []
+                    for draw in range(2):
+                        features = matrix(Cell(layer, timestep, pooling), draw, 4)
+                        aligned = PCA(dimensions, svd_solver="full").fit_transform(features)
+                        values.append(scott_score(aligned, KMeans(3, n_init=4, random_state=3).fit(aligned).labels_))
+                    assert result.scores["scott"][row, column, depth] == pytest.approx(np.mean(values), rel=1e-3)
+
+
+@pytest.mark.parametrize("criterion", ["relative_cut", "normalized_cut", mean_distance])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"n_neighbors": 3}, {"n_clusters": 4}, {"n_init": 1}, {"balance": 0.0}, {"seed": 5}, {"n_components": 1}],
+)
+def test_criteria_score_the_partition_with_the_lowest_cut_on_the_graph(change, criterion):
+    settings = {"n_neighbors": 6, "n_clusters": 3, "n_init": 3, "balance": 1.0, "seed": 0, "n_components": 5, **change}
+    only = {**GRID, **settings, "layers": {"flat": (3, 4, 2)}, "timesteps": [10], "poolings": [2]}
+    values = []
+    for draw in range(2):
+        features = matrix(Cell("flat", 10, 2), draw, 2)
+        reduced = PCA(min(12, 4 * settings["n_components"]), svd_solver="covariance_eigh").fit_transform(features)
+        graph = knn_graph(reduced, settings["n_neighbors"])
+        k, balance = settings["n_clusters"], settings["balance"]
+        labels = best_partition(
+            reduced,
+            graph,
+            k,
+            lambda graph, labels: balanced_cut(graph, labels, k, balance=balance),  # noqa: B023 - used at once
+            n_init=settings["n_init"],
+            seed=settings["seed"],
+        ).labels
+        values.append(
+            {
+                "relative_cut": -relative_cut(graph, labels, k, balance=balance),
+                "normalized_cut": -normalized_cut(graph, labels),
+                mean_distance: mean_distance(reduced, labels),
+            }[criterion]
+        )
+    result = grid_search(planted(elsewhere=2), **only, criterion=criterion)
+    assert result.scores[result.criterion].item() == pytest.approx(np.mean(values), rel=1e-6)
+
+
+def test_callable_gets_reduced_features_and_the_partition():
+    seen = []
+
+    def criterion(features, labels):
+        seen.append((features, labels))
+        return float(features[0, 0])
+
+    result = grid_search(planted(Cell("flat", 10, 2)), **{**GRID, "n_components": 2}, criterion=criterion)
+    assert [features.shape for features, _ in seen] == [(60, d) for d in (2, 8, 8, 3, 8, 4)] * 4
+    assert adjusted_rand_score(seen[4][1], CLASSES) == adjusted_rand_score(seen[10][1], CLASSES) == 1
+    # Averaged over draws: cells are scored in turn, for the two draws of a timestep one after the other.
+    expected = np.mean([seen[4][0][0, 0], seen[10][0][0, 0]])
+    assert result.scores["criterion"][1, 0, 1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("balance", "sizes"), [(0.0, [12, 48]), (10.0, pytest.approx([24, 36], abs=2))])
+def test_balance_weighs_sizes_in_the_choice_of_partitions(balance, sizes):
+    # Two groups that touch, and a small one far away, which is the cheapest to cut off.
+    rng = np.random.default_rng(0)
+    position = np.repeat([0.0, 4.0, 40.0], [24, 24, 12])
+    features = np.column_stack([position + rng.uniform(-2, 2, 60), rng.uniform(-1, 1, 60)])
+    found = []
+
+    def criterion(features, labels):
+        found.extend(sorted(np.bincount(labels)))
+        return 0.0
+
+    settings = {**SMALL, "poolings": (1,), "n_clusters": 2, "balance": balance}
+    grid_search(lambda cells, draw: {cells[0]: features}, **settings, criterion=criterion)
+    assert found == sizes
+
+
+def test_criterion_is_named_after_the_callable():
+    silhouette = functools.partial(silhouette_score, metric="cosine")  # has no name of its own
+    assert grid_search(planted(), **SMALL, criterion=silhouette).criterion == "criterion"
+    assert sorted(grid_search(planted(), **SMALL, criterion=mean_distance).scores) == ["mean_distance", "scott"]
+
+
+def test_processes_give_what_one_gives():
+    one, two = (grid_search(planted(Cell("flat", 10, 2)), **GRID, n_jobs=n_jobs) for n_jobs in (None, 2))
+    assert one.best == two.best
+    for name, scores in one.scores.items():
+        assert_array_equal(two.scores[name], scores)
+
+
+# Dimensions
+
+
+def test_dimensions_are_reduced_by_pca():
+    features = np.random.default_rng(0).normal(size=(30, 8)) @ np.diag([9.0, 7, 5, 3, 1, 1, 1, 1])
+    expected = PCA(3, svd_solver="full").fit(features)
+    found = reduce_features(features, 3)
+    assert_allclose(np.abs(found.transform(features)), np.abs(expected.transform(features)), atol=1e-8)
+    assert_allclose(found.explained_variance_, expected.explained_variance_)
+    assert reduce_features(features[:5], 100).n_components_ == 5
+    assert reduce_features(features, 100).n_components_ == 8
+
+
+def test_wide_features_are_reduced_by_the_randomised_solver():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 2)) @ rng.normal(size=(2, 8))
+    exact, fast = reduce_features(features, 2, max_exact=8), reduce_features(features, 2, max_exact=7, seed=4)
+    assert (exact.svd_solver, fast.svd_solver, fast.random_state) == ("covariance_eigh", "randomized", 4)
+    assert_allclose(fast.explained_variance_, exact.explained_variance_)
+    assert inspect.signature(reduce_features).parameters["max_exact"].default == 4096
+    wide = {"layers": {"wide": (300, 1, 1)}, "timesteps": [10], "poolings": [1], "n_draws": 1, "n_components": 2}
+    cloud = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 300)) + 40 * np.eye(3)[CLASSES] @ rng.normal(size=(3, 300))
+    result = grid_search(lambda cells, draw: {cells[0]: cloud}, **{**GRID, **wide}, criterion=silhouette_score)
+    assert result.scores["silhouette_score"].item() == pytest.approx(silhouette_score(cloud, CLASSES), abs=1e-3)
+
+
+# Errors
+
+
+def test_poolings_that_no_map_can_have_are_told_of():
+    message = r"pooling must be at most the side of a layer's map; got \[16, 9\] .*'flat': \(3, 4, 2\)"
+    with pytest.raises(ValueError, match=message):
+        grid_search(planted(), **{**GRID, "poolings": [16, 9]})
+
+
+def test_cells_without_a_score_are_passed_over():
+    for bad, good in [(1, 2), (2, 1)]:
+
+        def criterion(features, labels, width=2 * bad**2):
+            return np.nan if features.shape[1] == width else 1.0
+
+        result = grid_search(planted(), **SMALL, criterion=criterion)
+        assert result.best == Cell("wide", 10, good)
+        assert_array_equal(np.isnan(result.scores["criterion"]), [[[bad == 1, bad == 2]]])
+    with pytest.raises(ValueError, match="criterion '<lambda>' gave no finite value for any cell"):
+        grid_search(planted(), **SMALL, criterion=lambda features, labels: np.nan)
