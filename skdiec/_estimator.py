@@ -685,7 +685,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     ) -> list[FeatureExtractor]:
         """Train what `head` and `train_backbone` ask for; set the model and its history."""
         extractors = [extractor]
-        head = ResidualHead(start.h.shape[1], self.hidden_size, seed=seed) if self.head == "residual" else None
+        # Untrained, a residual head is the identity, which is what head=None asks for.
+        head = None if self.head == "direct" else ResidualHead(start.h.shape[1], self.hidden_size, seed=seed)
         device = extractor.backbone.device
         if self.train_backbone:
             extractors.append(dataclasses.replace(extractor, backbone=extractor.backbone.copy().to(device)))

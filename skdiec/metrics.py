@@ -92,15 +92,51 @@ def clustering_report(y_true: ArrayLike, y_pred: ArrayLike) -> ClusteringReport:
 
 
 def accuracy_scorer(estimator: Any, X: Any, y: ArrayLike) -> float:
-    """Score a clusterer by `clustering_accuracy`: pass as ``scoring`` to a search of scikit-learn."""
+    """Score a clusterer by `clustering_accuracy`: pass as ``scoring`` to a search of scikit-learn.
+
+    Parameters
+    ----------
+    estimator : fitted clusterer
+    X : array-like
+        Whatever its ``predict`` takes.
+    y : array-like of shape (n,)
+        Classes.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+    """
     return clustering_accuracy(y, estimator.predict(X))
 
 
 def nmi_scorer(estimator: Any, X: Any, y: ArrayLike) -> float:
-    """Score a clusterer by normalised mutual information: pass as ``scoring``."""
+    """Score a clusterer by normalised mutual information: pass as ``scoring``.
+
+    Parameters
+    ----------
+    estimator, X, y
+        As in `accuracy_scorer`.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+    """
     return float(normalized_mutual_info_score(y, estimator.predict(X)))
 
 
 def ari_scorer(estimator: Any, X: Any, y: ArrayLike) -> float:
-    """Score a clusterer by the adjusted Rand index: pass as ``scoring``."""
+    """Score a clusterer by the adjusted Rand index: pass as ``scoring``.
+
+    Parameters
+    ----------
+    estimator, X, y
+        As in `accuracy_scorer`.
+
+    Returns
+    -------
+    float
+        From -0.5 to 1.
+    """
     return float(adjusted_rand_score(y, estimator.predict(X)))

@@ -67,3 +67,31 @@ def rng_untouched():
         assert random.getstate() == plain
 
     return untouched
+
+
+@pytest.fixture
+def planted():
+    """Makes images of clusters that cannot be missed, and their labels: dark and light prototypes, and noise."""
+
+    def make(shape=(8, 8), n_clusters=3, size=16, seed=0):
+        rng = np.random.default_rng(seed)
+        labels = rng.permutation(np.repeat(np.arange(n_clusters), size))
+        prototypes = rng.choice([40, 215], (n_clusters, *shape))
+        noise = rng.normal(0, 10, (len(labels), *shape))
+        return (prototypes[labels] + noise).clip(0, 255).astype(np.uint8), labels
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_unet):
+    """Makes estimators over one representation of a small denoiser with random weights; keywords go over that."""
+    from skdiec import DiffusionEmbeddedClustering
+
+    def make(n_clusters=3, **parameters):
+        if "backbone" not in parameters:
+            parameters["backbone"] = make_unet(sample_size=8)
+        fixed = {"layer": "mid_block", "timestep": 50, "pooling": 2, "random_state": 0}
+        return DiffusionEmbeddedClustering(n_clusters, **{**fixed, **parameters})
+
+    return make

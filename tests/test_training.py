@@ -536,8 +536,16 @@ def test_last_state_near_the_lowest_cut_is_kept():
         cuts = [balanced_cut(graph, labels, 3) for labels in script]
         assert_allclose(result.history["cut"], cuts)
         assert result.best_epoch == best == embedder.module.epoch
-        near = [epoch for epoch in range(4) if cuts[epoch] <= (1 + training.CUT_TOLERANCE) * min(cuts[: epoch + 1])]
-        assert near[-1] == best
+
+
+@pytest.mark.parametrize(("share", "best"), [(0.99, 0), (1.01, 2)])
+def test_states_near_the_lowest_cut_are_those_within_the_tolerance(share, best, monkeypatch):
+    lowest, later = [0, 0, 0, 1, 1, 1, 2, 2, 2], [1, 0, 0, 1, 1, 1, 2, 2, 2]
+    graph = sparse.csr_array(knn_graph(3 * np.eye(3)[lowest], 2) + 0.2 * (np.ones((9, 9)) - np.eye(9)))
+    rise = balanced_cut(graph, later, 3) / balanced_cut(graph, lowest, 3) - 1
+    monkeypatch.setattr(training, "CUT_TOLERANCE", share * rise)
+    embedder = Scripted([lowest, later])
+    assert run_script(embedder, 2, graph, warmup_epochs=9).best_epoch == best == embedder.module.epoch
 
 
 # What goes wrong
@@ -624,7 +632,7 @@ def test_rise_of_the_denoising_loss_is_told_of(last, warned):
     ]
 
 
-def test_rows_without_edges_train_all_the_same():
+def test_rows_without_edges_train_all_the_same(watched):
     h = blobs()
     lonely = knn_graph(h, 4).tolil()
     lonely[5] = lonely[:, 5] = 0
@@ -632,7 +640,10 @@ def test_rows_without_edges_train_all_the_same():
     lonely.eliminate_zeros()
     for graph in (lonely, sparse.csr_array((60, 60))):
         embedder = Recording(h)
-        result = train(embedder, graph, CLASSES, 3, TrainingConfig(max_epochs=2, batch_size=64))
+        watched["weight"].clear()
+        result = train(embedder, graph, CLASSES, 3, TrainingConfig(max_epochs=2, warmup_epochs=0, batch_size=64))
+        for weight in watched["weight"]:
+            assert np.sum(weight == 0) == (1 if graph is lonely else 60)
         for batch in embedder.seen:
             assert batch[60:][batch.index(5)] == 5  # its own neighbour, at weight 0
         assert np.isfinite(result.history["loss"][1:]).all()

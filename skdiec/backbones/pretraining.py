@@ -85,7 +85,7 @@ def pretrain(
     image_shape, channel_axis, value_range
         See `DiffusionEmbeddedClustering`.
     epochs : int, default=None
-        Passes over X. None trains on about 400,000 images in all, in 8 to 100 passes.
+        Passes over X. None trains on about 400,000 images in all, in 8 to 40 passes.
     batch_size : int, default=64
         Images per training step.
     learning_rate : float, default=1e-3
@@ -234,7 +234,7 @@ def _resolve_settings(
         side = math.ceil(max(height, width) / _positive(patch_size, "patch_size"))
         channels = (32, 64, 128) if side > 8 else (32, 64) if side > 4 else (32,)
     if epochs is None:
-        epochs = min(100, max(8, round(400_000 / len(source))))
+        epochs = min(40, max(8, round(400_000 / len(source))))
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16'; got {precision!r}")
     if precision == "auto":
@@ -455,10 +455,8 @@ def _new_backbone(image_shape: tuple[int, int, int], settings: _Settings) -> Pix
 
     channels, height, width = image_shape
     divisor = 2 ** (len(settings.channels) - 1)
-    # At least two pixels a side: group normalisation needs more than one value.
-    height, width = (
-        max(2, divisor * math.ceil(math.ceil(side / settings.patch_size) / divisor)) for side in (height, width)
-    )
+    # At least two pixels a side at the lowest resolution: group normalisation needs more than one value.
+    height, width = (divisor * max(2, math.ceil(side / (settings.patch_size * divisor))) for side in (height, width))
     folded = channels * settings.patch_size**2
     groups = math.gcd(32, *settings.channels)
     # diffusers draws the initial weights from the global generator: keep its state out of it.

@@ -1,0 +1,286 @@
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import skdiec
+
+PACKAGE = Path(skdiec.__file__).parent
+ROOT = PACKAGE.parent
+FLOORS = {
+    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "scores"], 0),
+    "backbones": 1,
+    **dict.fromkeys(["features", "search", "training"], 2),
+    "_estimator": 3,
+}
+LEAVES = {"cli", "datasets", "plotting", "report"}
+LIBRARIES = {
+    "_estimator": {"joblib", "numpy", "scipy.sparse", "sklearn", "torch"},
+    "_version": set(),
+    "activations": {"torch"},
+    "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "rich", "safetensors", "torch"},
+    "cli": {"numpy", "rich"},
+    "datasets": {"numpy", "sklearn"},
+    "dec": {"torch"},
+    "features": {"joblib", "numpy", "torch"},
+    "graph": {"numpy", "scipy", "sklearn"},
+    "images": {"PIL", "numpy"},
+    "metrics": {"numpy", "scipy", "sklearn"},
+    "plotting": {"matplotlib", "numpy"},
+    "report": {"PIL", "matplotlib", "numpy"},
+    "scores": {"numpy", "scipy"},
+    "search": {"joblib", "numpy", "sklearn"},
+    "skdiec": set(),
+    "training": {"numpy", "scipy.sparse", "torch"},
+}
+"""What each room may import besides the standard library and skdiec, anywhere in it."""
+
+WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "rich", "safetensors"}
+"""What is imported inside the functions that need it, so that `import skdiec` is quick."""
+
+FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES
+"""Rooms whose functions, and the estimator's methods, users call: all that they take and give has its section."""
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def room(module):
+    """The room that a module is or lies in; the package itself is called skdiec."""
+    return (module.split(".") + module.split("."))[1]
+
+
+def imported(tree):
+    """Every module that a tree imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module in ("skdiec", "scipy"):  # what comes may be a module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES or node.module == "scipy" else "skdiec" for name in names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def rooms_used_by(module):
+    names = {name for name in imported(MODULES[module]) if name.split(".")[0] == "skdiec"}
+    return {room(name) for name in names} - {room(module)}
+
+
+def libraries_used_by(tree):
+    names = {name for name in imported(tree) if name.split(".")[0] not in {*sys.stdlib_module_names, "skdiec"}}
+    return {name if name.startswith("scipy.") else name.split(".")[0] for name in names}
+
+
+def at_import(tree):
+    """A copy of a tree without what does not run when it is imported: functions, and imports for type checkers."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        def visit_If(self, node):
+            return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+    return Strip().visit(ast.parse(ast.unparse(tree)))
+
+
+def calls_of(tree, *, outside=None):
+    """The dotted name of every call, outside of ``with`` blocks over a given one."""
+    if outside and isinstance(tree, ast.With):
+        managers = [ast.unparse(item.context_expr) for item in tree.items]
+        if any(manager.split("(")[0] == outside for manager in managers):
+            return
+    if isinstance(tree, ast.Call):
+        yield ast.unparse(tree.func)
+    for child in ast.iter_child_nodes(tree):
+        yield from calls_of(child, outside=outside)
+
+
+# Floors
+
+
+def test_every_room_has_its_place_and_its_libraries():
+    rooms = {room(module) for module in MODULES}
+    assert rooms <= {*FLOORS, *LEAVES, "_version", "skdiec"}
+    assert set(FLOORS) <= rooms
+    assert rooms <= set(LIBRARIES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_use_lower_floors_only(module):
+    name, used = room(module), rooms_used_by(module)
+    if name in LEAVES:
+        allowed = {*FLOORS, *LEAVES, "_version", "skdiec"} if name == "cli" else {*FLOORS, "_version"}
+    elif name == "skdiec":
+        allowed = {"_estimator", "_version", "backbones"}
+    elif name == "_version":
+        allowed = set()
+    else:
+        allowed = {other for other, floor in FLOORS.items() if floor < FLOORS[name]}
+    assert used <= allowed
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_use_their_libraries_only(module):
+    allowed = LIBRARIES[room(module)]
+    used = libraries_used_by(MODULES[module])
+    assert {name for name in used if name not in allowed and name.split(".")[0] not in allowed} == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_libraries_are_imported_when_used(module):
+    assert libraries_used_by(at_import(MODULES[module])) & WHEN_USED == set()
+
+
+def test_only_backbones_uses_diffusers():
+    assert {room(module) for module in MODULES if "diffusers" in libraries_used_by(MODULES[module])} == {"backbones"}
+
+
+def test_no_library_of_the_table_is_unused():
+    used = {room(module): set() for module in MODULES}
+    for module, tree in MODULES.items():
+        for name in libraries_used_by(tree):
+            used[room(module)] |= {name, name.split(".")[0]}
+    assert {name: LIBRARIES[name] - used[name] for name in FLOORS} == {name: set() for name in FLOORS}
+
+
+def test_import_loads_neither_diffusers_nor_matplotlib():
+    script = "import sys, skdiec; print(sorted({'diffusers', 'matplotlib'} & set(sys.modules)), skdiec.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.returncode) == (f"[] {skdiec.__version__}", 0), done.stderr
+
+
+# Manners
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_printed_or_asserted(module):
+    assert "print" not in calls_of(MODULES[module])
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(MODULES[module]))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_global_generator_is_seeded(module):
+    global_seeds = re.compile(r"((np|numpy)\.random|random|torch\.cuda)\.(seed|manual_seed|manual_seed_all|set_state)")
+    assert [call for call in calls_of(MODULES[module]) if global_seeds.fullmatch(call)] == []
+    forked = {"torch.manual_seed", "torch.random.manual_seed", "torch.seed"}
+    assert forked.isdisjoint(calls_of(MODULES[module], outside="torch.random.fork_rng"))
+
+
+def test_calls_are_found_where_they_are():
+    tree = ast.parse(
+        "def f():\n    with torch.random.fork_rng(devices=[]):\n        torch.manual_seed(0)\n    np.random.seed(0)\n"
+    )
+    assert set(calls_of(tree)) == {"torch.random.fork_rng", "torch.manual_seed", "np.random.seed"}
+    assert set(calls_of(tree, outside="torch.random.fork_rng")) == {"np.random.seed"}
+
+
+# Documentation
+
+
+def documented():
+    """Every public class and function, with the parameters and defaults that its docstring is to explain."""
+    for module, tree in MODULES.items():
+        yield from _documented(module, tree)
+
+
+def _documented(module, tree, prefix=""):
+    for node in tree.body:
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)) or node.name.startswith("_"):
+            continue
+        init = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+        function = node if isinstance(node, ast.FunctionDef) else init[0] if init else None
+        defaults = {}
+        if function is not None:
+            arguments = function.args
+            plain = [*arguments.posonlyargs, *arguments.args]
+            pairs = [*zip(plain[::-1], arguments.defaults[::-1], strict=False)]
+            pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+            named = [*plain, *arguments.kwonlyargs, *filter(None, [arguments.vararg, arguments.kwarg])]
+            defaults = {item.arg: None for item in named if item.arg not in ("self", "cls")}
+            defaults |= {item.arg: default for item, default in pairs if default is not None}
+        decorators = {ast.unparse(item) for item in node.decorator_list}
+        is_function = isinstance(node, ast.FunctionDef) and "property" not in decorators
+        yield SimpleNamespace(
+            name=f"{module}.{prefix}{node.name}",
+            doc=ast.get_docstring(node) or "",
+            defaults=defaults,
+            returns=is_function and ast.unparse(node.returns or ast.Constant(None)) != "None",
+            is_called_by_users=is_function
+            and room(module) in FOR_USERS
+            and prefix in ("", "DiffusionEmbeddedClustering."),
+        )
+        if isinstance(node, ast.ClassDef):
+            yield from _documented(module, node, f"{prefix}{node.name}.")
+
+
+def sections(doc):
+    """The text of each section of a docstring, by its title."""
+    parts = re.split(r"^([A-Z][a-z]+)\n-{3,}$", doc, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def explained(section):
+    """The names that a section of parameters explains."""
+    lines = re.findall(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: : .*)?$", section, flags=re.MULTILINE)
+    return {name.lstrip("*") for line in lines for name in line.split(", ")}
+
+
+PUBLIC = list(documented())
+
+
+def test_public_is_found():
+    names = {item.name for item in PUBLIC}
+    assert {"skdiec._estimator.DiffusionEmbeddedClustering.fit", "skdiec.scores.scott_score"} <= names
+    assert explained("\na, beta : int\n    Words : words.\n**c\n") == {"a", "beta", "c"}
+
+
+@pytest.mark.parametrize("item", PUBLIC, ids=lambda item: item.name)
+def test_docstring_has_what_there_is_to_explain(item):
+    found = sections(item.doc)
+    assert re.match(r".+\.(\n\n|$)", item.doc), "a summary in one line"
+    if "Parameters" in found and item.defaults:
+        assert explained(found["Parameters"]) == set(item.defaults)
+    if "Parameters" in found and item.returns:
+        assert {"Returns", "Yields"} & set(found)
+    if item.is_called_by_users:
+        assert "Parameters" in found or not item.defaults
+        assert "Returns" in found or not item.returns
+
+
+@pytest.mark.parametrize("item", PUBLIC, ids=lambda item: item.name)
+def test_documented_defaults_are_those_of_the_signature(item):
+    section = sections(item.doc).get("Parameters", "")
+    lines = re.findall(r"^(\w+(?:, \w+)*) : .*default=(.+)$", section, flags=re.MULTILINE)
+    for names, values in lines:
+        names = names.split(", ")
+        values = values.split(", ") if len(names) > 1 else [values]
+        for name, value in zip(names, values, strict=True):
+            if name in item.defaults:
+                assert ast.literal_eval(value) == ast.literal_eval(item.defaults[name])
+
+
+# The version
+
+
+def test_version_has_one_source():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "skdiec._version.__version__"}
+    files = [ROOT / "pyproject.toml", ROOT / "setup.cfg", *PACKAGE.rglob("*.py")]
+    assert [path for path in files if skdiec.__version__ in path.read_text()] == [PACKAGE / "_version.py"]
