@@ -10,8 +10,8 @@ shows what the search saw.
 # %%
 # A quick model
 # -------------
-# Eight passes over 1,797 images make a weak diffusion model within seconds; the quickstart trains for longer. Pixels of these
-# images run from 0 to 16, which has to be said: floats could mean anything.
+# Eight passes over 1,797 images make a weak diffusion model within seconds; the quickstart trains for longer. Pixels of
+# these images run from 0 to 16, which has to be said: floats could mean anything.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,9 +36,9 @@ print("chosen:", model.layer_, model.timestep_, model.pooling_)
 # %%
 # The scores of the search
 # ------------------------
-# The paper's Scott score compares the scatter between clusters with that within. The estimator chooses by the relative cut
-# of the neighbourhood graph instead (shown with its sign turned, so that higher is better in both), and keeps the Scott
-# scores in ``scott_scores_``.
+# The paper's Scott score compares the scatter between clusters with that within. The estimator chooses by the relative
+# cut of the neighbourhood graph instead (shown with its sign turned, so that higher is better in both), and keeps the
+# Scott scores in ``scott_scores_``.
 
 result = model.search_result_
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -55,8 +55,8 @@ plt.show()
 # %%
 # What training did
 # -----------------
-# The balanced cut of the assignment falls while the head learns the start's partition, then DEC's own target takes over. The
-# labels only tell afterwards how it went.
+# The balanced cut of the assignment falls while the head learns the start's partition, then DEC's own target takes
+# over. The labels only tell afterwards how it went.
 
 figure, panel = plt.subplots(figsize=(5, 3), layout="constrained")
 panel.plot(model.history_["cut"])
@@ -68,6 +68,6 @@ print("trained ", clustering_report(digits.target, model.labels_))
 print("sizes   ", np.bincount(model.labels_))
 
 # %%
-# Layers in the middle of the network and moderate noise win in both maps: there, activations have dropped what tells one
-# stroke from another, and still hold what tells digits apart. Much noise leaves too little of the image, hardly any lets the
-# network look at details alone.
+# Look for where both maps are bright: a good representation has dropped what tells one stroke from another and still
+# holds what tells digits apart. The two scores need not agree on the best cell, which is why the criterion is a
+# parameter.

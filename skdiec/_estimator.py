@@ -443,11 +443,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         backbone = load() or untrained_backbone(source, **pretrain_params)
         backbone.check_channels(source.shape[0])
         layers, timesteps, poolings = self._search_space(backbone)
+        self._check_init(len(source), layers, poolings)
         if isinstance(source, FileImages):
             source = source.in_memory()
 
         if _is_auto(self.backbone):
             backbone = pretrain(source, self._pretrain_folder(source, pretrain_params, memory), **pretrain_params)
+        elif backbone is self.backbone:  # a PixelBackbone of the caller's
+            backbone = backbone.copy()
         backbone = backbone.to(device)
         extractor = FeatureExtractor(backbone, self.n_draws, seeds.noise, self.inference_batch_size)
         search = self._search(extractor, source, layers, timesteps, poolings, memory, seeds)
@@ -464,12 +467,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             seeds.start,
             self.n_jobs,
         )
-        del features
         extractors = self._train(extractor, source, cell, start, seeds.head)
 
         self._format = source.format
         self._extractors, self._cell = extractors, cell
-        self.embedding_ = self._map(source, self._model.embed)
+        # A trained backbone has other features now.
+        self.embedding_ = self._map(source, self._model.embed) if self.train_backbone else self._model.embed(features)
         self.labels_ = self._model.assign(self.embedding_).argmax(axis=1).astype(np.int32)
         self._n_features_out = self.embedding_.shape[1]
         self.image_shape_ = source.shape
@@ -640,6 +643,18 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             )
         return layers, timesteps, poolings
 
+    def _check_init(self, n_samples: int, layers: Mapping[str, tuple[int, int, int]], poolings: Sequence[int]) -> None:
+        """Raise ValueError for centres of dimensions that the embedding has in no candidate."""
+        if isinstance(self.init, str):
+            return
+        pairs = [(shape, pooling) for shape in layers.values() for pooling in poolings if pooling <= min(shape[1:])]
+        widths = {min(self.n_components, n_samples, shape[0] * pooling**2) for shape, pooling in pairs}
+        if np.shape(self.init)[1] not in widths:
+            raise ValueError(
+                f"init must have {' or '.join(map(str, sorted(widths)))} columns, the dimensions of the embedding; "
+                f"got {np.shape(self.init)[1]}"
+            )
+
     def _pretrain_folder(self, source: ImageSource, params: Mapping[str, Any], memory: joblib.Memory) -> Path | None:
         if self.backbone_folder is not None:
             return Path(self.backbone_folder)
@@ -715,6 +730,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             seed=seed,
         )
         result = train(embedder, start.graph, start.labels, self.n_clusters, config)
+        # As a loaded one is: kernels for weights that need gradients differ in the last bits.
+        extractors[-1].backbone.network.requires_grad_(False)
         self._model = EmbeddingModel(start.projection, head, result.centers, self.nu)
         self.cluster_centers_ = self._model.centers
         self.history_ = result.history

@@ -18,7 +18,7 @@ from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
 from skdiec.images import ImageSource
 
-ROW_MULTIPLE = 8
+ROW_MULTIPLE = 32
 """Every forward pass has a multiple of this many rows. Matrix kernels treat the rows of a remainder
 differently, in the last bits; full groups make a row's features independent of the batch it is in."""
 
@@ -44,7 +44,7 @@ class FeatureExtractor:
     seed : int, default=0
         Seeds the draws.
     batch_size : int, default=128
-        Images per forward pass, rounded up to a multiple of 8.
+        Images per forward pass, rounded up to a multiple of 32.
     memory : joblib.Memory, default=no caching
         Caches the matrices by images, weights and all that they depend on.
     """

@@ -12,6 +12,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
@@ -187,6 +188,8 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exa
     return PCA(n_components, svd_solver=solver, random_state=seed).fit(features)
 
 
+# Matrices of a subset are small: a second thread costs more than it computes, many times more on a busy machine.
+@threadpool_limits.wrap(limits=1)
 def _score(
     features: NDArray[np.float32],
     n_clusters: int,

@@ -283,10 +283,14 @@ class EmbeddingModel:
 
     def embed(self, *features: NDArray) -> NDArray[np.float32]:
         """Return z, shape (n, d), of the frozen backbone's features and, where there is one, the trained backbone's."""
+        blocks = zip(*(torch.from_numpy(matrix).split(_BLOCK_ROWS) for matrix in features), strict=True)
         with torch.inference_mode():
-            h = [self.projection(torch.from_numpy(matrix)) for matrix in features]
-            z = h[-1] if self.head is None else self.head(h[0], h[-1])
-            return z.float().numpy()
+            return torch.cat([self._embed(*block) for block in blocks]).numpy()
+
+    def _embed(self, *features: Tensor) -> Tensor:
+        h = [self.projection(matrix) for matrix in features]
+        z = h[-1] if self.head is None else self.head(h[0], h[-1])
+        return z.float()
 
     def assign(self, z: NDArray) -> NDArray[np.float64]:
         """Return the soft assignments of embedded rows, shape (n, k)."""

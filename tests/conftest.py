@@ -91,7 +91,8 @@ def make_model(make_unet):
     def make(n_clusters=3, **parameters):
         if "backbone" not in parameters:
             parameters["backbone"] = make_unet(sample_size=8)
-        fixed = {"layer": "mid_block", "timestep": 50, "pooling": 2, "random_state": 0}
-        return DiffusionEmbeddedClustering(n_clusters, **{**fixed, **parameters})
+        fixed = {"layer": "mid_block", "timestep": 50, "pooling": 2}
+        quick = {"n_init": 3, "warmup_epochs": 2, "random_state": 0}
+        return DiffusionEmbeddedClustering(n_clusters, **{**fixed, **quick, **parameters})
 
     return make

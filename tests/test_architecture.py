@@ -35,7 +35,7 @@ LIBRARIES = {
     "plotting": {"matplotlib", "numpy"},
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},
-    "search": {"joblib", "numpy", "sklearn"},
+    "search": {"joblib", "numpy", "sklearn", "threadpoolctl"},
     "skdiec": set(),
     "training": {"numpy", "scipy.sparse", "torch"},
 }
@@ -151,6 +151,13 @@ def test_no_library_of_the_table_is_unused():
         for name in libraries_used_by(tree):
             used[room(module)] |= {name, name.split(".")[0]}
     assert {name: LIBRARIES[name] - used[name] for name in FLOORS} == {name: set() for name in FLOORS}
+
+
+def test_libraries_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]}
+    names = {"PIL": "pillow", "sklearn": "scikit-learn", "scipy.sparse": "scipy"}
+    assert {names.get(name, name) for room in FLOORS for name in LIBRARIES[room]} == declared
 
 
 def test_import_loads_neither_diffusers_nor_matplotlib():

@@ -24,6 +24,7 @@ from skdiec import DiffusionEmbeddedClustering, _estimator
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, pretraining
 from skdiec.features import FeatureExtractor
+from skdiec.images import as_image_source
 from skdiec.search import SearchResult
 from skdiec.training import BackboneEmbedder
 
@@ -141,9 +142,7 @@ def test_every_layout_of_color_images_gives_the_same_clusters(
 
 @pytest.mark.parametrize(("axis", "shape"), [(1, (3, 8, 3)), (-1, (3, 3, 8))])
 def test_channel_axis_settles_where_the_channels_are(axis, shape, make_model, planted):
-    X, labels = planted((3, 8, 3))
-    model = make_model(channel_axis=axis, pooling=1).fit(X)
-    assert model.image_shape_ == shape
+    assert make_model(channel_axis=axis, pooling=1).fit(planted((3, 8, 3))[0]).image_shape_ == shape
 
 
 def test_value_range_does_not_change_the_clusters_of_scaled_images(make_model, images):
@@ -287,15 +286,16 @@ def test_fits_of_one_random_state_are_the_same(make_model, images):
 
 
 def test_random_states_may_be_generators(make_model, images):
-    state = np.random.RandomState(0)  # noqa: NPY002
+    state = np.random.RandomState(0)
     expected = make_model(random_state=0).fit(images)
     first, second = (make_model(random_state=state).fit(images) for _ in range(2))
     assert_array_equal(first.embedding_, expected.embedding_)
     assert not np.array_equal(second.embedding_, expected.embedding_)
 
 
-def test_processes_give_what_one_gives(make_model, images):
-    one, two = (make_model(**GRID, n_jobs=n_jobs).fit(images) for n_jobs in (None, 2))
+def test_results_do_not_depend_on_the_number_of_jobs(make_model, images):
+    with joblib.parallel_config("threading"):  # of processes, which take seconds to start, the search has a test
+        one, two = (make_model(**GRID, n_jobs=n_jobs).fit(images) for n_jobs in (None, 2))
     assert_array_equal(one.embedding_, two.embedding_)
     assert_array_equal(one.scott_scores_, two.scott_scores_)
     assert one.score(images) == two.score(images)
@@ -311,9 +311,7 @@ def test_global_random_states_are_left_alone(parameters, make_model, images, rng
 
 @pytest.mark.parametrize("train_backbone", [False, True])
 @pytest.mark.parametrize("wrap", [lambda unet: unet, lambda unet: load_backbone(unet)], ids=["model", "PixelBackbone"])
-def test_images_model_and_parameters_of_the_caller_are_left_alone(
-    wrap, train_backbone, make_model, make_unet, images
-):
+def test_images_model_and_parameters_of_the_caller_are_left_alone(wrap, train_backbone, make_model, make_unet, images):
     backbone = wrap(make_unet(sample_size=8))
     network = getattr(backbone, "network", backbone)
     network.train()
@@ -420,84 +418,67 @@ def work(monkeypatch):
     return counts
 
 
-def cached(make_model, images, memory, **parameters):
-    return make_model(**{**AUTO, **GRID, "memory": memory, "max_epochs": 12, **parameters}).fit(images)
-
-
-ALL = {"pretraining": 1, "search": 1, "passes": 5, "start": 1}  # three timesteps, the chosen cell, the embedding
-EMBEDDING_ONLY = {"passes": 1}
+GRID_WORK = {"search": 1, "passes": 4, "start": 1}
+"""Passes for three timesteps and for the chosen cell."""
 
 
 @pytest.mark.parametrize("as_memory", [str, lambda path: joblib.Memory(path, verbose=0)], ids=["str", "Memory"])
 def test_memory_keeps_pretraining_search_features_and_start(as_memory, make_model, images, work, tmp_path):
-    expected = cached(make_model, images, None)
-    first = cached(make_model, images, as_memory(tmp_path))
-    assert work == {name: 2 * count for name, count in ALL.items()}
-    work.clear()
-    second = cached(make_model, images, as_memory(tmp_path))
-    assert work == EMBEDDING_ONLY
-    for model in (first, second):
-        assert_array_equal(model.embedding_, expected.embedding_)
-        assert_array_equal(model.labels_, expected.labels_)
-        assert_array_equal(model.scott_scores_, expected.scott_scores_)
+    expected = make_model(**{**GRID, **AUTO}).fit(images)
+    for known in ({"pretraining": 1, **GRID_WORK}, {}):
+        work.clear()
+        model = make_model(**{**GRID, **AUTO}, memory=as_memory(tmp_path)).fit(images)
+        assert work == known
+        for name in ("embedding_", "labels_", "initial_labels_", "scott_scores_"):
+            assert_array_equal(getattr(model, name), getattr(expected, name))
+
+
+def test_memory_tells_images_seeds_and_settings_of_the_backbone_apart(make_model, images, work, tmp_path):
+    parameters = {**GRID, **AUTO, "memory": str(tmp_path)}
+    other_settings = {"pretrain_params": {**AUTO["pretrain_params"], "epochs": 3}}
+    for X, change in ((images, {}), (255 - images, {}), (images, {"random_state": 1}), (images, other_settings)):
+        work.clear()
+        make_model(**{**parameters, **change}).fit(X)
+        assert work == {"pretraining": 1, **GRID_WORK}
+
+
+def test_memory_tells_loaded_backbones_apart_by_their_weights(make_model, make_unet, images, work, tmp_path):
+    for seed, expected in ((0, GRID_WORK), (0, {}), (1, GRID_WORK)):
+        work.clear()
+        make_model(backbone=make_unet(seed, sample_size=8), **GRID, memory=str(tmp_path)).fit(images)
+        assert work == expected
 
 
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ({"alpha": 2.0}, {}),
-        ({"beta": 0.0}, {}),
-        ({"nu": 2.0}, {}),
+        ({"alpha": 2.0, "beta": 0.0, "nu": 2.0}, {}),
         ({"head": None}, {}),
-        ({"hidden_size": 8}, {}),
-        ({"learning_rate": 1e-4}, {}),
-        ({"batch_size": 20}, {}),
-        ({"max_epochs": 2}, {}),
-        ({"inference_batch_size": 8}, {}),
-        ({"n_jobs": 1}, {}),
-        ({"init": "k-means++"}, {}),
+        ({"hidden_size": 8, "learning_rate": 1e-4, "batch_size": 20}, {}),
+        ({"max_epochs": 4, "warmup_epochs": 2, "tol": 0.0, "update_interval": 2}, {}),
+        ({"inference_batch_size": 8, "n_jobs": 1}, {}),
         ({"n_init": 4}, {"start": 1}),
         ({"n_components": 3}, {"start": 1}),
-        ({"n_neighbors": 5}, {"search": 1, "start": 1, "passes": 3}),
-        ({"n_clusters": 4}, {"search": 1, "start": 1, "passes": 3}),
-        ({"criterion": "scott"}, {"search": 1, "passes": 3}),
+        ({"n_draws": 3}, {"start": 1, "passes": 1}),
+        ({"criterion": "scott"}, {"search": 1, "passes": 1}),
+        ({"search_draws": 2}, {"search": 1, "passes": 2}),
+        ({"max_search_samples": 30}, {"search": 1, "passes": 1}),
+        ({"gamma": 2.0}, {"search": 1, "start": 1, "passes": 1}),
+        ({"n_neighbors": 5}, {"search": 1, "start": 1, "passes": 1}),
+        ({"n_clusters": 4}, {"search": 1, "start": 1, "passes": 1}),
+        ({"timestep": 60}, {"search": 1, "start": 1, "passes": 2}),
+        ({"train_backbone": True, "max_epochs": 1}, {"passes": 2}),  # an embedding of both backbones
     ],
     ids=str,
 )
-def test_memory_is_used_as_far_as_it_applies(change, redone, make_model, images, work, tmp_path):
-    cached(make_model, images, str(tmp_path), layer="mid_block", pooling=2)
+def test_memory_is_used_for_all_that_a_change_leaves(change, redone, make_model, images, work, tmp_path):
+    make_model(memory=str(tmp_path)).fit(images)
+    expected = make_model(**change).fit(images)
     work.clear()
-    fresh = cached(make_model, images, None, layer="mid_block", pooling=2, **change)
-    work.clear()
-    model = cached(make_model, images, str(tmp_path), layer="mid_block", pooling=2, **change)
-    cell_changed = model.search_result_.best.timestep  # the features of another cell are no part of the cache
-    assert cell_changed
-    assert work["pretraining"] == 0
-    assert {name: count for name, count in work.items() if name != "passes"} == {
-        name: count for name, count in redone.items() if name != "passes"
-    }
-    assert_array_equal(model.embedding_, fresh.embedding_)
-
-
-@pytest.mark.parametrize("change", [{"random_state": 1}, {"X": 255}], ids=str)
-def test_memory_tells_other_seeds_and_images_apart(change, make_model, images, work, tmp_path):
-    cached(make_model, images, str(tmp_path))
-    work.clear()
-    other = change.pop("X", 0) - images if "X" in change else images
-    model = cached(make_model, other, str(tmp_path), **change)
-    assert work == ALL
-    assert_array_equal(model.embedding_, cached(make_model, other, None, **change).embedding_)
-
-
-def test_memory_keeps_what_a_loaded_backbone_yields(make_model, make_unet, images, work, tmp_path):
-    parameters = {**GRID, "memory": str(tmp_path)}
-    for seed, expected in ((0, {"search": 1, "passes": 5, "start": 1}), (0, EMBEDDING_ONLY)):
-        work.clear()
-        make_model(backbone=make_unet(seed, sample_size=8), **parameters).fit(images)
-        assert work == expected
-    work.clear()
-    make_model(backbone=make_unet(1, sample_size=8), **parameters).fit(images)
-    assert work == {"search": 1, "passes": 5, "start": 1}
+    model = make_model(**change, memory=str(tmp_path)).fit(images)
+    assert work == redone
+    assert_array_equal(model.embedding_, expected.embedding_)
+    assert_array_equal(model.labels_, expected.labels_)
 
 
 # Head and dual branch
@@ -519,6 +500,25 @@ def test_dual_branch_trains_a_copy_of_the_backbone(make_model, make_unet, images
     assert not np.allclose(model.embedding_, other.embedding_, atol=1e-3)
 
 
+def features_of(backbone, images):
+    cell = Cell("mid_block", 50, 2)
+    seed = int(np.random.RandomState(0).randint(2**31 - 1, size=2)[1])  # the second seed is that of noise
+    return FeatureExtractor(backbone, seed=seed).extract(as_image_source(images), [cell])[cell]
+
+
+def scaled_distances(features, frozen):
+    """Distances of features in units of a quarter of the frozen ones' spread: whole, a projection keeps them."""
+    spread = np.sqrt(frozen.var(axis=0, ddof=1).sum())
+    return 4 / spread * cdist(features, features)
+
+
+def test_embedding_without_a_head_is_the_projection_of_the_features(make_model, make_unet, images):
+    model = make_model(head=None).fit(images)
+    features = features_of(load_backbone(make_unet(sample_size=8)), images)
+    found = cdist(model.embedding_, model.embedding_)
+    assert_allclose(found, scaled_distances(features, features), rtol=1e-4, atol=1e-4)
+
+
 def test_direct_fine_tuning_embeds_by_the_trained_backbone_alone(make_model, make_unet, images, labels):
     unet = make_unet(sample_size=8)
     model = make_model(backbone=unet, head="direct", train_backbone=True, **FIXED_STEPS).fit(images)
@@ -526,14 +526,13 @@ def test_direct_fine_tuning_embeds_by_the_trained_backbone_alone(make_model, mak
     assert not equal(weights(model.backbone_.network), weights(unet))
     assert np.isfinite(model.history_["denoising"]).all()
     assert_array_equal(model.transform(images), model.embedding_)
-    # With the trained weights as the frozen ones and the same projection, nothing is left to the head.
-    frozen = make_model(backbone=model.backbone_, head=None).fit(images)
-    distances = cdist(model.embedding_, model.embedding_)
-    assert_allclose(distances / distances.max(), cdist(frozen.embedding_, frozen.embedding_) / distances.max(), atol=0.5)
+    trained, frozen = features_of(model.backbone_, images), features_of(load_backbone(unet), images)
+    found = cdist(model.embedding_, model.embedding_)
+    assert_allclose(found, scaled_distances(trained, frozen), rtol=1e-4, atol=1e-4)
 
 
-def test_no_head_trains_nothing(make_model, images, labels, monkeypatch):
-    model = make_model(head=None, init="k-means++").fit(images)
+def test_no_head_trains_nothing(make_model, images, labels):
+    model = make_model(head=None).fit(images)
     assert same_partition(model.labels_, labels)
     assert model.n_iter_ == 0
     assert {len(values) for values in model.history_.values()} == {1}
@@ -543,12 +542,486 @@ def test_no_head_trains_nothing(make_model, images, labels, monkeypatch):
     assert_array_equal(model.transform(images), model.embedding_)
 
 
-def test_embedding_without_a_head_is_the_scaled_pca_of_the_features(make_model, make_unet, images):
-    model = make_model(head=None, n_components=64).fit(images)
-    extractor = FeatureExtractor(
-        load_backbone(make_unet(sample_size=8)), n_draws=2, seed=np.random.RandomState(0).randint(2**31 - 1, size=2)[1]  # noqa: NPY002
-    )
-    features = extractor.extract(model_source(images), [Cell("mid_block", 50, 2)])[Cell("mid_block", 50, 2)]
-    centered = features - features.mean(axis=0)
-    expected = cdist(centered, centered) * 4 / np.sqrt((centered**2).sum() / 47)
-    assert_allclose(cdist(model.embedding_, model.embedding_), expected, rtol=1e-3, atol=1e-3)
+# Start and search
+
+
+@pytest.mark.parametrize("init", ["graph", "k-means++"])
+def test_start_is_the_planted_partition(init, make_model, images, labels):
+    assert same_partition(make_model(init=init, max_epochs=1).fit(images).initial_labels_, labels)
+
+
+def test_start_may_be_centres_in_the_space_of_the_projected_features(make_model, images, labels):
+    h = make_model(head=None).fit(images).embedding_
+    for order in ([0, 1, 2], [2, 0, 1]):
+        centers = np.array([h[labels == cluster].mean(axis=0) for cluster in order])
+        for init in (centers, centers.tolist()):
+            model = make_model(init=init).fit(images)
+            assert_array_equal(model.initial_labels_, np.argsort(order)[labels])
+            assert_array_equal(model.labels_, np.argsort(order)[labels])
+    shifted = np.where(np.arange(3)[:, None] == 0, 1e3, centers)  # no image is near the first
+    model = make_model(init=shifted, head=None).fit(images)
+    assert_array_equal(model.initial_labels_, cdist(h, shifted).argmin(axis=1))
+    assert set(model.initial_labels_) == {1, 2}
+
+
+@pytest.mark.parametrize("criterion", ["relative_cut", "normalized_cut", "scott", silhouette_score])
+def test_every_criterion_finds_a_cell_that_clusters(criterion, make_model, images, labels):
+    model = make_model(**GRID, criterion=criterion).fit(images)
+    result = model.search_result_
+    assert result.criterion == (criterion if isinstance(criterion, str) else "silhouette_score")
+    assert set(result.scores) == {"scott", result.criterion}
+    chosen = (model.layers_.index(model.layer_), model.timesteps_.index(model.timestep_))
+    depth = result.poolings.index(model.pooling_)
+    assert result.scores[result.criterion][(*chosen, depth)] == np.nanmax(result.scores[result.criterion])
+    assert same_partition(model.labels_, labels)
+
+
+def test_silhouette_is_that_of_the_planted_clusters(make_model, images, labels):
+    score = make_model(criterion=silhouette_score).fit(images).search_result_.scores["silhouette_score"]
+    assert score.shape == (1, 1, 1)
+    assert score.item() > 0.5
+
+
+def test_one_value_is_used_and_several_are_searched(make_model, images):
+    fixed = make_model(timestep=np.int64(50)).fit(images)
+    assert (fixed.layer_, fixed.timestep_, fixed.pooling_) == ("mid_block", 50, 2)
+    assert (fixed.layers_, fixed.timesteps_) == (("mid_block",), (50,))
+    assert type(fixed.timestep_) is int
+    candidates = {"layer": ("mid_block", "conv_in"), "timestep": np.array([300, 50, 300]), "pooling": [1]}
+    model = make_model(**candidates).fit(images)
+    assert (model.layers_, model.timesteps_) == (("conv_in", "mid_block"), (300, 50))
+    assert model.search_result_.poolings == (1,)
+    assert model.scott_scores_.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "timesteps"),
+    [(1000, (10, 25, 50, 100, 150, 200, 300, 400)), (100, (1, 2, 5, 10, 15, 20, 30, 40)), (4, (0, 1, 2))],
+)
+def test_default_timesteps_are_shares_of_the_schedule(schedule, timesteps, make_model, make_backbone, images):
+    backbone = make_backbone(sample_size=8, scheduler=diffusers.DDPMScheduler(num_train_timesteps=schedule))
+    model = make_model(backbone=backbone, timestep=None, pooling=1).fit(images)
+    assert model.timesteps_ == timesteps
+
+
+def test_default_layers_and_poolings_are_all_blocks_and_up_to_four(make_model, images):
+    model = make_model(layer=None, pooling=None).fit(images)
+    assert model.layers_ == ("down_blocks.0", "mid_block", "up_blocks.0")
+    assert model.search_result_.poolings == (1, 2, 4)
+
+
+def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_model, images, labels, monkeypatch):
+    seen = []
+    extract = FeatureExtractor.extract
+
+    def watched(extractor, source, cells, *, rows=None, draw=None):
+        seen.append((rows, draw))
+        return extract(extractor, source, cells, rows=rows, draw=draw)
+
+    monkeypatch.setattr(FeatureExtractor, "extract", watched)
+    model = make_model(max_search_samples=20, search_draws=2).fit(images)
+    assert same_partition(model.labels_, labels)
+    assert (model.search_result_.n_images, model.search_result_.n_forward) == (20, 40)
+    (rows, first), (again, second) = seen[:2]
+    assert_array_equal(rows, again)
+    assert (first, second) == (0, 1)
+    assert_array_equal(rows, np.unique(rows))
+    assert len(rows) == 20
+    assert rows.max() > 20  # not the first ones
+
+
+def test_centres_that_fit_another_candidate_than_the_chosen_one_are_told_of(make_model, images):
+    model = make_model(pooling=(1, 2), head=None).fit(images)
+    other = {1: 32, 2: 8}[model.pooling_]
+    with pytest.raises(ValueError, match=f"init must have {40 - other} columns, .*; got {other}"):
+        make_model(pooling=(1, 2), init=np.zeros((3, other))).fit(images)
+
+
+# Score
+
+
+def test_score_is_highest_for_the_right_number_of_clusters_and_sees_no_label(make_model, planted):
+    X, labels = planted(n_clusters=4, size=24)
+    scores = {n_clusters: make_model(n_clusters).fit(X).score(X) for n_clusters in (2, 3, 4, 5, 6)}
+    assert max(scores, key=scores.get) == 4
+    assert scores[4] == pytest.approx(0.75, abs=1e-6)  # no edge between clusters of one size
+    model = make_model(4).fit(X)
+    assert model.score(X, labels) == model.score(X, labels[::-1]) == model.score(X) == scores[4]
+    assert type(scores[4]) is float
+
+
+def test_score_is_the_modularity_on_features_and_pixels(make_model, planted):
+    X, _ = planted(n_clusters=3, size=8)
+    model = make_model(4, head=None, n_neighbors=4).fit(X)
+    labels = model.predict(X)
+    weight = np.zeros((24, 24))
+    for rows in (model.embedding_, X.reshape(24, 64) / 255):
+        order = np.argsort(cdist(rows, rows), axis=1)[:, 1:5]  # after each row itself
+        directed = np.zeros((24, 24))
+        np.put_along_axis(directed, order, 1.0, axis=1)
+        weight += (directed + directed.T) / 2
+    degree, total = weight.sum(axis=1), weight.sum()
+    same = labels[:, None] == labels
+    expected = np.sum((weight - np.outer(degree, degree) / total) * same) / total
+    assert model.score(X) == pytest.approx(expected, rel=1e-9)
+
+
+# Log
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.ERROR])
+def test_verbose_tells_of_search_and_training_and_leaves_the_logger_as_it_was(level, make_model, images, capsys):
+    logger = logging.getLogger("skdiec")
+    before, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(level)
+    try:
+        make_model(verbose=True).fit(images)
+        assert (logger.level, logger.handlers) == (level, handlers)
+        shown = capsys.readouterr().err
+        assert "[skdiec.search] timestep 50: best relative_cut" in shown
+        assert "[skdiec.training] epoch 1: " in shown
+        with pytest.raises(ValueError, match="value_range"):
+            make_model(verbose=True).fit(images / 255)
+        assert (logger.level, logger.handlers) == (level, handlers)
+        make_model().fit(images)
+        assert capsys.readouterr() == ("", "")
+    finally:
+        logger.setLevel(before)
+
+
+def test_verbose_shows_the_progress_of_pretraining(make_model, images, capsys):
+    make_model(**AUTO, verbose=True).fit(images)
+    shown = capsys.readouterr()
+    assert "pretraining" in shown.out
+    assert "[skdiec.backbones.pretraining] epoch 2 of 2: denoising loss" in shown.err
+    make_model(**AUTO).fit(images)
+    assert capsys.readouterr() == ("", "")
+
+
+# Wiring
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Records the arguments with which collaborators are called; they run all the same."""
+    recorded = defaultdict(list)
+
+    def watch(name, owner=_estimator):
+        function = getattr(owner, name)
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def watched(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            recorded[name].append(SimpleNamespace(**bound.arguments))
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for name in (
+        *("_find_start", "_logging", "as_image_source", "check_memory", "grid_search", "knn_graph", "load_backbone"),
+        *("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "pretrain", "train"),
+    ):
+        watch(name)
+    watch("extract", FeatureExtractor)
+    watch("to", PixelBackbone)
+    return recorded
+
+
+def reaches(value, *destinations, expected=None, **others):
+    """A value of a parameter, where it is to arrive, as what if not as itself, and what other parameters it needs."""
+    expected = value if expected is None else expected
+    return value, dict.fromkeys(destinations, expected), others
+
+
+SEEDS = np.random.RandomState(7).randint(2**31 - 1, size=6).tolist()
+DUAL = {"train_backbone": True, "max_epochs": 1}
+WIRING = {
+    "n_clusters": reaches(2, "grid_search.n_clusters", "_find_start.n_clusters", "train.n_clusters"),
+    "backbone": reaches("denoiser", "load_backbone.backbone"),
+    "image_shape": reaches((8, 8), "as_image_source.image_shape"),
+    "channel_axis": reaches(-1, "as_image_source.channel_axis"),
+    "value_range": reaches((-9, 300), "as_image_source.value_range"),
+    "layer": reaches("up_blocks.0", "grid_search.layers", expected={"up_blocks.0": (8, 8, 8)}),
+    "timestep": reaches(77, "grid_search.timesteps", expected=(77,)),
+    "pooling": reaches(3, "grid_search.poolings", expected=(3,)),
+    "search": reaches("grid", "grid_search.n_images", expected=48),
+    "criterion": reaches(silhouette_score, "grid_search.criterion"),
+    "max_search_samples": reaches(20, "grid_search.n_images"),
+    "search_draws": reaches(3, "grid_search.n_draws"),
+    "n_draws": reaches(3, "extract.self.n_draws", search_draws=3),
+    "n_components": reaches(5, "_find_start.n_components"),
+    "n_neighbors": reaches(4, "grid_search.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
+    "init": reaches("k-means++", "_find_start.init"),
+    "n_init": reaches(2, "grid_search.n_init", "_find_start.n_init"),
+    "head": ("direct", {"BackboneEmbedder.head": None}, DUAL),
+    "train_backbone": reaches(True, "train.embedder.__class__", expected=BackboneEmbedder, max_epochs=1),
+    "alpha": reaches(0.7, "train.config.alpha"),
+    "beta": reaches(0.7, "train.config.beta"),
+    "gamma": reaches(0.7, "train.config.gamma", "_find_start.balance", "grid_search.balance"),
+    "denoising_weight": reaches(0.7, "BackboneEmbedder.denoising_weight", **DUAL),
+    "nu": reaches(0.7, "train.config.nu", "EmbeddingModel.nu"),
+    "hidden_size": reaches(7, "ResidualHead.hidden"),
+    "max_epochs": reaches(3, "train.config.max_epochs"),
+    "warmup_epochs": reaches(3, "train.config.warmup_epochs"),
+    "batch_size": reaches(7, "train.config.batch_size"),
+    "learning_rate": reaches(0.01, "train.config.learning_rate"),
+    "tol": reaches(0.5, "train.config.tol"),
+    "update_interval": reaches(3, "train.config.update_interval"),
+    "pretrain_params": reaches({"epochs": 1}, "pretrain.epochs", expected=1, backbone="auto"),
+    "backbone_folder": reaches("folder", "pretrain.folder", expected=Path("folder"), **AUTO),
+    "memory": reaches("memory", "check_memory.memory"),
+    "inference_batch_size": reaches(16, "extract.self.batch_size"),
+    "device": reaches("cpu:0", "pretrain.device", "to.device", expected=torch.device("cpu:0"), **AUTO),
+    "n_jobs": reaches(1, "grid_search.n_jobs", "_find_start.n_jobs", "knn_graph.n_jobs"),
+    "random_state": (
+        7,
+        {
+            "pretrain.random_state": SEEDS[0],
+            "extract.self.seed": SEEDS[1],
+            "grid_search.seed": SEEDS[3],
+            "_find_start.seed": SEEDS[4],
+            "ResidualHead.seed": SEEDS[5],
+            "train.config.seed": SEEDS[5],
+        },
+        AUTO,
+    ),
+    "verbose": reaches(True, "_logging.verbose", "pretrain.verbose", **AUTO),
+}
+"""For each parameter a value that is not the default, where it arrives, as what, and with which other parameters."""
+
+
+def test_every_parameter_has_a_test_of_its_wiring():
+    defaults = DiffusionEmbeddedClustering().get_params()
+    assert set(WIRING) == set(defaults)
+    same = {name for name, (value, _, _) in WIRING.items() if value == defaults[name]}
+    assert same == {"search"}  # there is only one way yet
+
+
+@pytest.mark.parametrize("name", WIRING)
+def test_parameter_arrives(name, make_model, make_unet, images, calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_unet(sample_size=8).save_pretrained("denoiser")
+    value, destinations, others = WIRING[name]
+    model = make_model(**{"backbone": "denoiser", **others, name: value}).fit(images)
+    model.score(images)
+    for destination, expected in destinations.items():
+        collaborator, argument = destination.split(".", 1)
+        assert calls[collaborator], f"{collaborator} was not called"
+        found = [attrgetter(argument)(call) for call in calls[collaborator]]
+        assert found == [expected] * len(found), destination
+
+
+# Wrong moves
+
+
+@pytest.fixture
+def nothing_begins(monkeypatch):
+    """Fails a test in which pretraining, search or training begin."""
+
+    def begin(*args, **kwargs):
+        pytest.fail("began with what is wrong")
+
+    for name in ("pretrain", "grid_search", "train"):
+        monkeypatch.setattr(_estimator, name, begin)
+
+
+def with_value(value):
+    """Images, of which one has a pixel of this value."""
+
+    def change(X):
+        X = X.astype(np.float64)
+        X[5, 2, 3] = value
+        return X
+
+    return change
+
+
+def flat(X):
+    return X.reshape(len(X), -1)
+
+
+FLOATS = {"value_range": (0, 255)}
+WRONG_INPUT = [
+    (with_value(np.nan), FLOATS, r"Input X contains NaN"),
+    (with_value(np.inf), FLOATS, r"Input X contains infinity"),
+    (lambda X: torch.from_numpy(with_value(-np.inf)(X)), FLOATS, r"Input X contains infinity"),
+    (lambda X: flat(with_value(np.nan)(X)), {}, r"Input X contains NaN"),
+    (lambda X: pd.DataFrame(flat(X)).astype(float).replace(X[0, 0, 0], np.nan), {}, r"Input X contains NaN"),
+    (lambda X: X / 255, {}, r"value_range must be stated for images of dtype float64.*values from 0\.\d+ to 0\.9\d*"),
+    (lambda X: X.astype(np.int64), {}, r"value_range must be stated for images of dtype int64"),
+    (
+        lambda X: X,
+        {"value_range": (0, 1)},
+        r"value_range is \(0, 1\), but X \(dtype uint8\) has values from",
+    ),
+    (with_value(256), FLOATS, r"value_range is \(0, 255\), but X \(dtype float64\) has values from \d+ to 256"),
+    (lambda X: X, {"value_range": (255, 0)}, r"value_range must be two finite numbers, the lower one first"),
+    (lambda X: X, {"value_range": ("0", "255x")}, r"value_range must be a pair of numbers"),
+    (flat, {"image_shape": (7, 7)}, r"image_shape \(1, 7, 7\).* needs 49 features a row, but X has 64 features"),
+    (lambda X: X, {"image_shape": (4, 16)}, r"image_shape \(1, 4, 16\).* does not fit X with images of \(1, 8, 8\)"),
+    (flat, {"image_shape": (64,)}, r"image_shape must be \(height, width\) or three numbers"),
+    (flat, {"image_shape": ("8", "8")}, r"image_shape must be \(height, width\) or three numbers"),
+    (flat, {"image_shape": (4, 4, 4)}, r"image_shape \(4, 4, 4\) does not tell which number is the channels"),
+    (lambda X: X.reshape(48, 4, 4, 4), {}, r"both axis 1 and axis -1 could be the channels.*Set channel_axis"),
+    (lambda X: X.reshape(6, 8, 8, 8), {}, r"neither axis 1 nor axis -1 could be the channels"),
+    (lambda X: X, {"channel_axis": 2}, r"channel_axis must be None, 1 or -1; got 2"),
+    (
+        lambda X: X.reshape(24, 2, 8, 8),
+        {"backbone": "loaded"},
+        r"images of 2 channels, which cannot be adapted",
+    ),
+    (lambda X: X[:1], {"n_clusters": 1}, r"X must hold at least 2 images .* got n_samples=1"),
+    (lambda X: X[:1], {}, r"n_samples=1 should be >= n_clusters=3"),
+    (lambda X: X[:0], {}, r"Found array with 0 sample\(s\)"),
+    (lambda X: X[0, 0], {}, r"Expected 2D array, got 1D array"),
+    (lambda X: X, {"n_clusters": 49}, r"n_samples=48 should be >= n_clusters=49"),
+    (lambda X: X.astype(str), {}, r"numeric.*strings|strings.*numeric"),
+    (lambda X: flat(X).astype(str).tolist(), {}, r"numeric.*strings|strings.*numeric"),
+    (lambda X: ["1", "2", "3"], {}, r"X must name image files: there is no file 1"),
+    (lambda X: X + 0j, FLOATS, r"Complex data not supported"),
+    (lambda X: "no such folder", {}, r"there is no folder no such folder"),
+]
+
+
+@pytest.mark.parametrize(("change", "parameters", "message"), WRONG_INPUT)
+def test_wrong_input_is_told_of_before_anything_begins(
+    change, parameters, message, make_model, make_unet, images, nothing_begins
+):
+    backbone = {"backbone": make_unet(sample_size=8)} if parameters.get("backbone") == "loaded" else {}
+    with pytest.raises(ValueError, match=message):
+        make_model(**{**AUTO, **parameters, **backbone}).fit(change(images))
+
+
+def test_sparse_input_is_told_of(make_model, images, nothing_begins):
+    with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
+        make_model(**AUTO).fit(sparse.csr_array(flat(images)))
+
+
+def test_folder_without_images_is_told_of(make_model, tmp_path, nothing_begins):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"X must be a folder with images, but .* has no \.bmp"):
+        make_model(**AUTO).fit(tmp_path)
+
+
+@pytest.mark.parametrize("parameters", [AUTO, {**AUTO, "image_shape": (8, 8)}, {}], ids=str)
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_unreadable_image_file_is_named(content, parameters, make_model, images, tmp_path, nothing_begins):
+    path = files(images, tmp_path)[17]
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(ValueError, match=r"cannot read the image file .*017\.png"):
+        make_model(**parameters).fit(tmp_path)
+
+
+WRONG_PARAMETERS = [
+    ({"layer": "nowhere"}, r"unknown layer 'nowhere': choose one of .*down_blocks\.0, .*mid_block"),
+    ({"layer": ["mid_block", "nowhere"]}, r"unknown layer 'nowhere'"),
+    ({"layer": "time_embedding"}, r"layer 'time_embedding' yields no map"),
+    ({"layer": []}, r"layer must be one or several strings; got \[\]"),
+    ({"layer": [3]}, r"layer must be one or several strings; got \[3\]"),
+    ({"timestep": 1000}, r"timestep must be from 0 to 999, .*; got 1000"),
+    ({"timestep": -1}, r"timestep must be from 0 to 999, .*; got -1"),
+    ({"timestep": (50, 1000)}, r"timestep must be from 0 to 999, .*; got 1000"),
+    ({"timestep": 50.0}, r"'timestep' parameter .* Got 50\.0"),
+    ({"timestep": "50"}, r"'timestep' parameter .* Got '50'"),
+    ({"timestep": ["50"]}, r"timestep must be one or several integers; got \['50'\]"),
+    ({"timestep": [True]}, r"timestep must be one or several integers; got \[True\]"),
+    ({"pooling": 0}, r"'pooling' parameter .* Got 0"),
+    ({"pooling": (1, 0)}, r"pooling must be from 1 to the side of a layer's map.*\(8, 8\).*; got \(1, 0\)"),
+    ({"pooling": 9}, r"pooling must be from 1 to the side of a layer's map.*\(8, 8\).*; got 9"),
+    ({"n_clusters": "10"}, r"'n_clusters' parameter .* must be an int .* Got '10'"),
+    ({"n_clusters": 0}, r"'n_clusters' parameter .* Got 0"),
+    ({"n_clusters": 3.0}, r"'n_clusters' parameter .* Got 3\.0"),
+    ({"learning_rate": "0.1"}, r"'learning_rate' parameter .* Got '0\.1'"),
+    ({"learning_rate": 0}, r"'learning_rate' parameter .* Got 0"),
+    ({"alpha": -1}, r"'alpha' parameter .* Got -1"),
+    ({"beta": np.nan}, r"'beta' parameter .* Got nan"),
+    ({"max_epochs": 0}, r"'max_epochs' parameter .* Got 0"),
+    ({"search": "fastest"}, r"'search' parameter .* Got 'fastest'"),
+    ({"criterion": "best"}, r"'criterion' parameter .* Got 'best'"),
+    ({"head": "linear"}, r"'head' parameter .* Got 'linear'"),
+    ({"head": "direct"}, r"head='direct' trains the backbone: it needs train_backbone=True"),
+    ({"head": None, "train_backbone": True}, r"train_backbone=True needs a head to train; got head=None"),
+    ({"init": "random"}, r"'init' parameter .* Got 'random'"),
+    ({"init": np.zeros((2, 32))}, r"init must have n_clusters=3 rows; got shape \(2, 32\)"),
+    ({"init": np.zeros((3, 5))}, r"init must have 32 columns, the dimensions of the embedding; got 5"),
+    (
+        {"init": np.zeros((3, 5)), **GRID},
+        r"init must have 8 or 32 columns, the dimensions of the embedding; got 5",
+    ),
+    ({"init": np.full((3, 32), np.nan)}, r"Input init contains NaN"),
+    ({"init": [["a"] * 32] * 3}, r"could not convert string to float"),
+    ({"pretrain_params": {"epoch": 3}}, r"pretrain has no parameter 'epoch'; it has X, .*epochs"),
+    ({"pretrain_params": {"epochs": "3"}}, r"epochs must be an int of at least 1; got '3'"),
+    ({"pretrain_params": {"channels": ()}}, r"channels must be a sequence of at least one int"),
+    ({"pretrain_params": {"precision": "fp8"}}, r"precision must be 'auto', 'fp32' or 'bf16'; got 'fp8'"),
+    ({"pretrain_params": 3}, r"'pretrain_params' parameter .* Got 3"),
+    ({"backbone": 3}, r"'backbone' parameter .* Got 3"),
+    (
+        {"backbone": "no such folder"},
+        r"backbone must be 'auto', a folder, .*: there is no folder 'no such folder'",
+    ),
+    ({"memory": 3}, r"'memory' parameter .* Got 3"),
+    ({"random_state": "seed"}, r"'random_state' parameter .* Got 'seed'"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "message"), WRONG_PARAMETERS, ids=lambda value: str(value)[:40])
+def test_wrong_parameters_are_told_of_before_anything_begins(parameters, message, make_model, images, nothing_begins):
+    with pytest.raises(ValueError, match=message):
+        make_model(**{**AUTO, **parameters}).fit(images)
+
+
+@pytest.mark.parametrize("timestep", [50, -1, (10, 50)])
+def test_timestep_past_the_schedule_of_a_loaded_backbone_is_told_of(
+    timestep, make_model, make_unet, images, nothing_begins
+):
+    pipeline = diffusers.DDPMPipeline(make_unet(sample_size=8), diffusers.DDPMScheduler(num_train_timesteps=50))
+    with pytest.raises(ValueError, match=r"timestep must be from 0 to 49, the last of the backbone's noise schedule"):
+        make_model(backbone=pipeline, timestep=timestep).fit(images)
+
+
+def test_model_of_another_kind_is_told_of(make_model, images, nothing_begins):
+    with pytest.raises(TypeError, match=r"backbone must be 'auto', .* got Linear"):
+        make_model(backbone=torch.nn.Linear(2, 2)).fit(images)
+
+
+def test_pickled_and_truncated_checkpoints_are_told_of(make_model, make_unet, images, tmp_path, nothing_begins):
+    unet = make_unet(sample_size=8)
+    pickled = tmp_path / "denoiser.pt"
+    torch.save(unet.state_dict(), pickled)
+    unet.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    for backbone in (pickled, tmp_path / "pickled"):
+        with pytest.raises(ValueError, match=r"is in pickle format, .*safe_serialization=True"):
+            make_model(backbone=backbone).fit(images)
+    unet.save_pretrained(tmp_path / "truncated")
+    weight_file = tmp_path / "truncated" / "diffusion_pytorch_model.safetensors"
+    weight_file.write_bytes(weight_file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"backbone .*truncated has damaged or truncated weights"):
+        make_model(backbone=tmp_path / "truncated").fit(images)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "transform", "score"])
+def test_results_before_fit_are_told_of(method, make_model, images):
+    with pytest.raises(NotFittedError, match="This DiffusionEmbeddedClustering instance is not fitted yet"):
+        getattr(make_model(), method)(images)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "transform", "score"])
+def test_other_images_than_those_of_fit_are_told_of(method, make_model, images, tmp_path):
+    on_images, on_rows = make_model().fit(images), make_model(image_shape=(8, 8)).fit(flat(images))
+    on_table = make_model().fit(flat(images))
+    for model, X, message in (
+        (on_images, images[:, :6], r"X has images of shape \(1, 6, 8\) .* fitted on \(1, 8, 8\)"),
+        (on_images, images[:, None].repeat(3, axis=1), r"X has images of shape \(3, 8, 8\) .* fitted on \(1, 8, 8\)"),
+        (on_images, flat(images), r"X has 2 dimensions, but the estimator was fitted on images"),
+        (on_images, flat(images)[:, 1:], r"X has 63 features, but DiffusionEmbeddedClustering is expecting 64"),
+        (on_rows, flat(images)[:, 1:], r"X has 63 features, but DiffusionEmbeddedClustering is expecting 64"),
+        (on_table, flat(images)[:, 1:], r"X has 63 features, but DiffusionEmbeddedClustering is expecting 64"),
+        (on_images, with_value(np.nan)(images), r"Input X contains NaN"),
+        (on_images, with_value(300)(images), r"value_range is \(0, 255\), but X .* to 300"),
+        (on_images, tmp_path, r"X must be a folder with images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(model, method)(X)

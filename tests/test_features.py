@@ -115,7 +115,24 @@ def test_images_are_adapted_to_the_backbone(make_backbone):
 # Batches and rows
 
 
+def test_features_of_a_row_are_the_same_bits_in_any_batch(extractor):
+    images = np.random.default_rng(5).integers(0, 256, (150, *SOURCE.shape), dtype=np.uint8)
+    source = as_image_source(images)
+    expected = extractor.extract(source, CELLS)
+    for batch_size, rows in ((32, range(150)), (100, range(150)), (200, range(150)), (32, [149]), (64, range(60, 103))):
+        found = dataclasses.replace(extractor, batch_size=batch_size).extract(source, CELLS, rows=np.array(rows))
+        for cell in CELLS:
+            np.testing.assert_array_equal(found[cell], expected[cell][list(rows)])
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    """Make groups of 8 rows, so that few images fill several passes."""
+    monkeypatch.setattr(features, "ROW_MULTIPLE", 8)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 13, 64])
+@pytest.mark.usefixtures("small_groups")
 def test_features_do_not_depend_on_batches_or_on_the_order_of_rows(batch_size, extractor):
     expected = extractor.extract(SOURCE, CELLS)
     extractor = dataclasses.replace(extractor, batch_size=batch_size)
@@ -140,6 +157,7 @@ def test_rows_are_what_they_are_among_all(rows, extractor):
 @pytest.mark.parametrize(
     ("batch_size", "passes"), [(5, [8, 8, 8]), (8, [8, 8, 8]), (13, [16, 8]), (16, [16, 8]), (64, [24])]
 )
+@pytest.mark.usefixtures("small_groups")
 def test_passes_have_whole_groups_of_rows_and_serve_all_cells(batch_size, passes, extractor):
     seen = []
     extractor.backbone.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))

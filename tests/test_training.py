@@ -696,7 +696,8 @@ def fitted():
     return make
 
 
-def test_model_embeds_frozen_and_trained_features(fitted):
+def test_model_embeds_frozen_and_trained_features(fitted, monkeypatch):
+    monkeypatch.setattr(training, "_BLOCK_ROWS", 7)
     model, head, (frozen_features, trained), (h0, h) = fitted()
     for found, expected in [
         (model.embed(frozen_features), head(h0, h0)),
