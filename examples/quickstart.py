@@ -25,7 +25,11 @@ def main() -> None:
 
     started = time.perf_counter()
     model = DiffusionEmbeddedClustering(
-        n_clusters=10, value_range=(0, 16), random_state=arguments.seed, verbose=not arguments.quiet
+        n_clusters=10,
+        value_range=(0, 16),
+        pretrain_params={"epochs": 25},  # the default of 40 takes longer and gains about a point of accuracy
+        random_state=arguments.seed,
+        verbose=not arguments.quiet,
     )
     labels = model.fit_predict(images)
     seconds = time.perf_counter() - started

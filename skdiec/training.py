@@ -472,7 +472,8 @@ class _Tracker:
             self._state = copy.deepcopy(self._embedder.module.state_dict()), self._centers.detach().clone()
         self._sizes.append(sizes)
         self._rows.append({**means, "cut": cut, "changed": changed})
-        logger.info("epoch %d: %s", len(self._rows) - 1, self._rows[-1])
+        loss = means.get("loss", float("nan"))
+        logger.info("epoch %d: loss %.4f, cut %.4f, %.2f %% changed", len(self._rows) - 1, loss, cut, 100 * changed)
         return changed
 
     def restore(self) -> None:

@@ -195,16 +195,17 @@ def test_fitted_attributes(make_model, images, labels):
     assert not hasattr(model, "feature_names_in_")
 
 
-def test_attributes_of_the_search(make_model, make_unet, images):
+@pytest.mark.parametrize("poolings", [(4, 8, 2), (2, 8, 4)])  # wherever the chosen one is
+def test_attributes_of_the_search(poolings, make_model, make_unet, images):
     backbone = make_unet(sample_size=8, block_out_channels=(8, 8))
-    model = make_model(backbone=backbone, **{**GRID, "layer": ["up_blocks.1", "mid_block"], "pooling": (4, 8, 2)})
-    model.fit(images)
+    space = {"layer": ["up_blocks.1", "mid_block"], "timestep": (300, 50, 20), "pooling": poolings}
+    model = make_model(backbone=backbone, **space).fit(images)
     result = model.search_result_
     assert isinstance(result, SearchResult)
     assert result.best == Cell(model.layer_, model.timestep_, model.pooling_)
     assert model.layers_ == result.layers == ("mid_block", "up_blocks.1")  # as they are executed
     assert model.timesteps_ == result.timesteps == (300, 50, 20)
-    assert result.poolings == (4, 8, 2)
+    assert result.poolings == poolings
     depth = result.poolings.index(model.pooling_)
     assert_array_equal(model.scott_scores_, result.scores["scott"][:, :, depth])
     assert (model.scott_scores_.dtype, model.scott_scores_.shape) == (np.float64, (2, 3))
@@ -442,10 +443,10 @@ def test_memory_tells_images_seeds_and_settings_of_the_backbone_apart(make_model
         assert work == {"pretraining": 1, **GRID_WORK}
 
 
-def test_memory_tells_loaded_backbones_apart_by_their_weights(make_model, make_unet, images, work, tmp_path):
-    for seed, expected in ((0, GRID_WORK), (0, {}), (1, GRID_WORK)):
+def test_memory_tells_weights_of_loaded_backbones_and_images_apart(make_model, make_unet, images, work, tmp_path):
+    for seed, X, expected in ((0, images, GRID_WORK), (0, images, {}), (1, images, GRID_WORK), (0, ~images, GRID_WORK)):
         work.clear()
-        make_model(backbone=make_unet(seed, sample_size=8), **GRID, memory=str(tmp_path)).fit(images)
+        make_model(backbone=make_unet(seed, sample_size=8), **GRID, memory=str(tmp_path)).fit(X)
         assert work == expected
 
 
@@ -558,10 +559,12 @@ def test_start_may_be_centres_in_the_space_of_the_projected_features(make_model,
             model = make_model(init=init).fit(images)
             assert_array_equal(model.initial_labels_, np.argsort(order)[labels])
             assert_array_equal(model.labels_, np.argsort(order)[labels])
-    shifted = np.where(np.arange(3)[:, None] == 0, 1e3, centers)  # no image is near the first
-    model = make_model(init=shifted, head=None).fit(images)
-    assert_array_equal(model.initial_labels_, cdist(h, shifted).argmin(axis=1))
-    assert set(model.initial_labels_) == {1, 2}
+    rough = h[labels == 0][:3]  # the other images are nearer to one or another by chance
+    model = make_model(init=rough, head=None).fit(images)
+    assert_array_equal(model.initial_labels_, cdist(h, rough).argmin(axis=1))
+    means = np.array([h[model.initial_labels_ == cluster].mean(axis=0) for cluster in range(3)])
+    assert_array_equal(model.labels_, cdist(h, means).argmin(axis=1))
+    assert not np.array_equal(model.labels_, model.initial_labels_)
 
 
 @pytest.mark.parametrize("criterion", ["relative_cut", "normalized_cut", "scott", silhouette_score])
