@@ -128,7 +128,12 @@ def _load_network(name: str, subfolder: str | None, folder: Path) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):  # without accelerate, diffusers draws weights before it reads them
             network, report = UNet2DModel.from_pretrained(
-                name, subfolder=subfolder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                name,
+                subfolder=subfolder,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,  # True needs accelerate, which is not otherwise needed
+                output_loading_info=True,
             )
     except Exception as error:  # safetensors, diffusers and torch each have their own
         raise ValueError(
