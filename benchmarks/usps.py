@@ -122,7 +122,7 @@ def speed(X: np.ndarray, backbone: object) -> list[str]:
         extractor.extract(source, [cell])
 
     # Alternating rounds, best of each: the machine's other work falls on both alike.
-    rounds = [(seconds(bare), seconds(ours)) for _ in range(7)]
+    rounds = [(seconds(bare), seconds(ours)) for _ in range(5)]
     bare_rate, our_rate = (n / min(column) for column in zip(*rounds, strict=True))
     settings = {"backbone": backbone, "layer": cell.layer, "timestep": 50, "pooling": 4, "random_state": 0}
     with tempfile.TemporaryDirectory() as memory:
