@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -26,7 +27,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
 from skdiec.activations import Cell
-from skdiec.backbones import PixelBackbone, load_backbone, pretrain, untrained_backbone
+from skdiec.backbones import PixelBackbone, default_device, load_backbone, pretrain, untrained_backbone
 from skdiec.features import CellFeatures, FeatureExtractor, map_features
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
@@ -235,6 +236,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     n_iter_ : int
         Epochs trained.
 
+    fit_seconds_ : dict of str to float
+        Wall time of each stage of `fit`: backbone, search, features, start, training.
+
     backbone_ : PixelBackbone
         The diffusion model; ``backbone_.save_pretrained(folder)`` saves a diffusers pipeline.
 
@@ -424,7 +428,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     def _fit(self, X: Any) -> DiffusionEmbeddedClustering:
         self._check_parameters()
-        device = _resolve_device(self.device)
+        device = default_device(self.device)
         memory = check_memory(self.memory)
         seeds = _Seeds.draw(self.random_state)
         # Loaded when first needed: wrong input is told of before a download.
@@ -447,15 +451,19 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         if isinstance(source, FileImages):
             source = source.in_memory()
 
+        clock = _Clock()
         if _is_auto(self.backbone):
             backbone = pretrain(source, self._pretrain_folder(source, pretrain_params, memory), **pretrain_params)
         elif backbone is self.backbone:  # a PixelBackbone of the caller's
             backbone = backbone.copy()
         backbone = backbone.to(device)
         extractor = FeatureExtractor(backbone, self.n_draws, seeds.noise, self.inference_batch_size)
+        clock.stop("backbone")
         search = self._search(extractor, source, layers, timesteps, poolings, memory, seeds)
         cell = search.best
+        clock.stop("search")
         features = dataclasses.replace(extractor, memory=memory).extract(source, [cell])[cell]
+        clock.stop("features")
         start = memory.cache(_find_start, ignore=["n_jobs"])(
             features,
             self.n_clusters,
@@ -467,7 +475,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             seeds.start,
             self.n_jobs,
         )
+        clock.stop("start")
         extractors = self._train(extractor, source, cell, start, seeds.head)
+        clock.stop("training")
 
         self._format = source.format
         self._extractors, self._cell = extractors, cell
@@ -483,6 +493,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
         self.initial_labels_ = start.labels
         self.backbone_ = extractors[-1].backbone
+        self.fit_seconds_ = clock.seconds
         self.n_features_in_ = math.prod(source.shape) if not source.format.is_table else self.n_features_in_
         return self
 
@@ -630,6 +641,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         """Return the candidates, checked against the backbone."""
         schedule = backbone.num_train_timesteps
         default = sorted({round(timestep * schedule / 1000) for timestep in DEFAULT_TIMESTEPS})
+        default = [timestep for timestep in default if timestep <= backbone.max_timestep]
         timesteps = _candidates("timestep", self.timestep, default, Integral)
         for timestep in timesteps:
             backbone.check_timestep(timestep)
@@ -739,12 +751,24 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         return extractors
 
     def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
-        device = _resolve_device(self.device)
+        device = default_device(self.device)
         extractors = [
             dataclasses.replace(extractor, backbone=extractor.backbone.to(device), batch_size=self.inference_batch_size)
             for extractor in self._extractors
         ]
         return map_features(extractors, source, self._cell, function)
+
+
+class _Clock:
+    """Wall time of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._since = now - self._since, now
 
 
 @dataclass(frozen=True)
@@ -811,12 +835,6 @@ def _run_search(key: tuple, extract: Callable, n_jobs: int | None, **arguments: 
 
 def _is_auto(backbone: object) -> bool:
     return isinstance(backbone, str) and backbone == "auto"
-
-
-def _resolve_device(device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tuple[Any, ...]:

@@ -222,7 +222,7 @@ class CellFeatures:
         backbone = self.extractor.backbone
         x0 = backbone.prepare(self._images(rows))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        timesteps = torch.randint(backbone.num_train_timesteps, (len(x0),), generator=generator, device=x0.device)
+        timesteps = torch.randint(backbone.max_timestep + 1, (len(x0),), generator=generator, device=x0.device)
         return backbone.denoising_loss(x0, noise, timesteps)
 
     def _images(self, rows: Tensor) -> Tensor:

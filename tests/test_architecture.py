@@ -26,7 +26,7 @@ LIBRARIES = {
     "activations": {"torch"},
     "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "rich", "safetensors", "torch"},
     "cli": {"numpy", "rich"},
-    "datasets": {"numpy", "sklearn"},
+    "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},
     "graph": {"numpy", "scipy", "sklearn"},

@@ -353,8 +353,8 @@ def test_native_bfloat16_is_asked_of_the_hardware(monkeypatch):
 def test_device_is_cuda_where_there_is_one_unless_told_otherwise(monkeypatch):
     for available, expected in [(False, "cpu"), (True, "cuda")]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
-        assert pretraining._default_device(None) == torch.device(expected)
-        assert pretraining._default_device("cpu") == torch.device("cpu")
+        assert pretraining.default_device(None) == torch.device(expected)
+        assert pretraining.default_device("cpu") == torch.device("cpu")
 
 
 # Images

@@ -73,6 +73,11 @@ class PixelBackbone:
         return int(self.scheduler.config.num_train_timesteps)
 
     @property
+    def max_timestep(self) -> int:
+        """The highest timestep trained on: the schedule's last, unless `pretrain` stopped below."""
+        return int(self.recipe.get("settings", {}).get("max_timestep", self.num_train_timesteps - 1))
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
@@ -149,11 +154,11 @@ class PixelBackbone:
         return F.mse_loss(prediction[:, : target.shape[1]].float(), target.float())
 
     def check_timestep(self, timestep: int, name: str = "timestep") -> None:
-        """Raise ValueError for a timestep that the noise schedule does not have."""
-        if not 0 <= timestep < self.num_train_timesteps:
+        """Raise ValueError for a timestep that the network was not trained on."""
+        if not 0 <= timestep <= self.max_timestep:
             raise ValueError(
-                f"{name} must be from 0 to {self.num_train_timesteps - 1}, "
-                f"the last of the backbone's noise schedule; got {timestep}"
+                f"{name} must be from 0 to {self.max_timestep}, the last that the backbone was trained on; "
+                f"got {timestep}"
             )
 
     def check_channels(self, channels: int) -> None:
@@ -187,7 +192,7 @@ class PixelBackbone:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Save as a diffusers ``DDPMPipeline`` folder with safetensors weights.
 
         ``DDPMPipeline.from_pretrained(folder)`` and ``load_backbone(folder)`` both read it. Where `patch_size`
@@ -197,11 +202,16 @@ class PixelBackbone:
         ----------
         folder : path
             Made where it does not exist.
+        dtype : torch.dtype, default=torch.float32
+            Floating-point type of the weights in the file.
         """
         from diffusers import DDPMPipeline
 
         folder = Path(folder)
-        DDPMPipeline(self.network, self.scheduler).save_pretrained(folder, safe_serialization=True)
+        network = copy.deepcopy(self.network)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype)
+        DDPMPipeline(network, self.scheduler).save_pretrained(folder, safe_serialization=True)
         record = {**self.recipe, "image_shape": list(self.image_shape), "patch_size": self.patch_size}
         # Last, and in one step: its presence says that the folder is complete.
         partial = folder / f"{RECIPE_FILE}.partial"

@@ -42,8 +42,10 @@ class _Settings:
     channels: tuple[int, ...]
     layers_per_block: int
     patch_size: int
+    max_timestep: int
     ema_decay: float
     precision: str
+    dtype: str
     seed: int
 
 
@@ -60,8 +62,10 @@ def pretrain(
     channels: Sequence[int] | None = None,
     layers_per_block: int = 1,
     patch_size: int | None = None,
+    max_timestep: int = 400,
     ema_decay: float = 0.999,
     precision: str = "auto",
+    dtype: str = "float32",
     device: str | torch.device | None = None,
     checkpoint_seconds: float = 60.0,
     random_state: int | None = None,
@@ -70,9 +74,9 @@ def pretrain(
     """Train a compact denoising diffusion model (DDPM) on unlabelled images.
 
     A diffusers ``UNet2DModel`` learns to predict the noise in x_t (mean squared error, uniformly random
-    timesteps of a linear 1,000-step schedule) with AdamW under a cosine schedule with warm-up; an exponential
-    moving average of the weights is what is kept. Training is resumed where it was stopped, and a finished
-    folder is loaded instead of trained again.
+    timesteps, up to `max_timestep`, of a linear 1,000-step schedule) with AdamW under a cosine schedule with
+    warm-up; an exponential moving average of the weights is what is kept. Training is resumed where it was
+    stopped, and a finished folder is loaded instead of trained again.
 
     Parameters
     ----------
@@ -98,11 +102,17 @@ def pretrain(
     patch_size : int, default=None
         Side of the squares of pixels folded into channels (space-to-depth). None is the smallest power of
         two that leaves no side above 16.
+    max_timestep : int, default=400
+        Highest timestep trained on. Clustering needs the lower ones, and learns them several times faster without the
+        others. To sample new images from noise, the network needs all: 999.
     ema_decay : float, default=0.999
         Decay of the weights' moving average, reached by diffusers' warm-up.
     precision : {"auto", "fp32", "bf16"}, default="auto"
         "auto" is bfloat16 autocast where the hardware multiplies it natively (CUDA from compute
         capability 8.0, CPUs with AVX512-BF16 or AMX), else float32.
+    dtype : {"float32", "bfloat16"}, default="float32"
+        What the trained weights are rounded to, and saved as; "bfloat16" halves the files. They are computed with in
+        float32 either way.
     device : str or torch.device, default=None
         None is CUDA where there is one, else the CPU.
     checkpoint_seconds : float, default=60.0
@@ -139,7 +149,7 @@ def pretrain(
         source = source.in_memory()
     if not isinstance(checkpoint_seconds, Real) or not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds must be a number of at least 0; got {checkpoint_seconds!r}")
-    device = _default_device(device)
+    device = default_device(device)
     settings = _resolve_settings(
         source,
         epochs=epochs,
@@ -148,8 +158,10 @@ def pretrain(
         channels=channels,
         layers_per_block=layers_per_block,
         patch_size=patch_size,
+        max_timestep=max_timestep,
         ema_decay=ema_decay,
         precision=precision,
+        dtype=dtype,
         device=device,
         random_state=random_state,
     )
@@ -174,7 +186,7 @@ def pretrain(
         backbone = training.run(folder, request, checkpoint_seconds, verbose=bool(verbose))
         training.save(folder, request)  # so that a kill while the pipeline is written costs nothing
         backbone.recipe["request"] = _json(request)
-        backbone.save_pretrained(folder)
+        backbone.save_pretrained(folder, dtype=getattr(torch, settings.dtype))
         for name in (CHECKPOINT_FILE, f"{CHECKPOINT_FILE}.partial"):
             (folder / name).unlink(missing_ok=True)
         return backbone
@@ -219,12 +231,14 @@ def _resolve_settings(
     channels: Sequence[int] | None,
     layers_per_block: int,
     patch_size: int | None,
+    max_timestep: int,
     ema_decay: float,
     precision: str,
+    dtype: str,
     device: str | torch.device | None,
     random_state: int | None,
 ) -> _Settings:
-    device = _default_device(device)
+    device = default_device(device)
     _, height, width = source.shape
     if patch_size is None:
         patch_size = 1
@@ -235,10 +249,14 @@ def _resolve_settings(
         channels = (32, 64, 128) if side > 8 else (32, 64) if side > 4 else (32,)
     if epochs is None:
         epochs = min(40, max(8, round(400_000 / len(source))))
+    if not isinstance(max_timestep, (int, np.integer)) or not 0 <= max_timestep < _NUM_TRAIN_TIMESTEPS:
+        raise ValueError(f"max_timestep must be an int from 0 to {_NUM_TRAIN_TIMESTEPS - 1}; got {max_timestep!r}")
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16'; got {precision!r}")
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(device) else "fp32"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {dtype!r}")
     if random_state is not None and not (isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32):
         raise ValueError(f"random_state must be an int from 0 to 2**32 - 1, or None; got {random_state!r}")
     if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
@@ -254,8 +272,10 @@ def _resolve_settings(
         channels=tuple(_positive(count, "channels") for count in channels),
         layers_per_block=_positive(layers_per_block, "layers_per_block"),
         patch_size=_positive(patch_size, "patch_size"),
+        max_timestep=int(max_timestep),
         ema_decay=float(ema_decay),
         precision=precision,
+        dtype=dtype,
         seed=int.from_bytes(os.urandom(4), "little") if random_state is None else int(random_state),
     )
 
@@ -266,10 +286,14 @@ def _positive(value: object, name: str) -> int:
     return int(value)
 
 
-def _default_device(device: str | torch.device | None) -> torch.device:
+def default_device(device: str | torch.device | None) -> torch.device:
+    """Return the device that None stands for: CUDA where there is one, else the CPU."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda'; got {device!r}") from error
 
 
 def _has_native_bf16(device: torch.device) -> bool:
@@ -358,6 +382,8 @@ class _Training:
                     saved = time.monotonic()
         self.average.copy_to(self.parameters)
         network.eval().requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.data = parameter.data.to(getattr(torch, self.settings.dtype)).float()
         self.backbone.recipe = _json(
             {
                 "settings": asdict(self.settings),
@@ -379,9 +405,7 @@ class _Training:
         x0 = self.backbone.prepare(torch.from_numpy(self.source.read(rows)).to(self.device))
         generator = torch.Generator(self.device).manual_seed((settings.seed << 32) + self.step)
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
-        timesteps = torch.randint(
-            self.backbone.num_train_timesteps, (len(x0),), generator=generator, device=self.device
-        )
+        timesteps = torch.randint(settings.max_timestep + 1, (len(x0),), generator=generator, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss = self.backbone.denoising_loss(x0, noise, timesteps)
         self.optimizer.zero_grad(set_to_none=True)
@@ -474,7 +498,13 @@ def _new_backbone(image_shape: tuple[int, int, int], settings: _Settings) -> Pix
             attention_head_dim=32 if settings.channels[-1] % 32 == 0 else settings.channels[-1],
         )
     scheduler = DDPMScheduler(num_train_timesteps=_NUM_TRAIN_TIMESTEPS)
-    return PixelBackbone(network, scheduler, image_shape=image_shape, patch_size=settings.patch_size)
+    return PixelBackbone(
+        network,
+        scheduler,
+        image_shape=image_shape,
+        patch_size=settings.patch_size,
+        recipe={"settings": _json(asdict(settings))},
+    )
 
 
 def _schedule(progress: float) -> float:

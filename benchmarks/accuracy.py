@@ -1,0 +1,201 @@
+"""Compare skdiec with what else clusters images: accuracy, time and memory over seeds.
+
+All images of a data set are clustered, K is given, and labels evaluate alone. Every method of every seed runs in a
+process of its own. A run that was stopped goes on where it was.
+
+    python benchmarks/accuracy.py --data FOLDER --datasets usps mnist
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import (
+    BACKBONES,
+    Results,
+    add_data_options,
+    agreement,
+    in_new_process,
+    machine,
+    markdown_table,
+    sources,
+    write_table,
+)
+
+from skdiec.datasets import load_dataset
+
+NAMES = {"digits": "digits", "usps": "USPS", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+STAGES = ("backbone", "search", "features", "start", "training")
+OURS, OUR_FEATURES = "skdiec", "KMeans on diffusion features"
+
+
+def pixels(name: str, folder: Path | None) -> np.ndarray:
+    images = load_dataset(name, folder).images
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    return KMeans(10, n_init=10, random_state=seed).fit_predict(pixels(name, folder))
+
+
+def pca_kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    reduced = PCA(0.95, svd_solver="full").fit_transform(pixels(name, folder))
+    return KMeans(10, n_init=10, random_state=seed).fit_predict(reduced)
+
+
+def umap_kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+    from umap import UMAP
+
+    # What UMAP's documentation advises for clustering.
+    embedded = UMAP(n_neighbors=30, min_dist=0.0, random_state=seed).fit_transform(pixels(name, folder))
+    return KMeans(10, n_init=10, random_state=seed).fit_predict(embedded)
+
+
+def clustpy(method: str) -> Callable[..., np.ndarray]:
+    return {"DEC": clustpy_dec, "IDEC": clustpy_idec}[method]
+
+
+def clustpy_dec(name: str, folder: Path | None, seed: int) -> np.ndarray:
+    from clustpy.deep import DEC
+
+    return DEC(10, random_state=seed).fit(pixels(name, folder)).labels_
+
+
+def clustpy_idec(name: str, folder: Path | None, seed: int) -> np.ndarray:
+    from clustpy.deep import IDEC
+
+    return IDEC(10, random_state=seed).fit(pixels(name, folder)).labels_
+
+
+PEERS: dict[str, Callable[..., np.ndarray]] = {
+    "KMeans": kmeans,
+    "PCA + KMeans": pca_kmeans,
+    "UMAP + KMeans": umap_kmeans,
+    "ClustPy DEC": clustpy_dec,
+    "ClustPy IDEC": clustpy_idec,
+}
+
+
+def ours(name: str, folder: Path | None, seed: int, backbone: Path) -> dict[str, Any]:
+    """Fit the estimator, and cluster by k-means the representation that it chose."""
+    import time
+
+    from sklearn.cluster import KMeans
+
+    from skdiec import DiffusionEmbeddedClustering
+    from skdiec.activations import Cell
+    from skdiec.features import FeatureExtractor
+    from skdiec.images import as_image_source
+    from skdiec.search import reduce_features
+
+    images = load_dataset(name, folder).images
+    model = DiffusionEmbeddedClustering(10, backbone=backbone, random_state=seed).fit(images)
+    cell = Cell(model.layer_, model.timestep_, model.pooling_)
+    features = FeatureExtractor(model.backbone_, model.n_draws, seed).extract(as_image_source(images), [cell])[cell]
+    started = time.perf_counter()
+    reduced = reduce_features(features, model.n_components, seed=seed).transform(features)
+    labels = KMeans(10, n_init=10, random_state=seed).fit_predict(reduced)
+    return {
+        "labels": model.labels_,
+        "initial": model.initial_labels_,
+        "kmeans": labels,
+        "kmeans_seconds": time.perf_counter() - started,
+        "stages": model.fit_seconds_,
+        "cell": f"{cell.layer} t={cell.timestep} p={cell.pooling}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data_options(parser, NAMES)
+    parser.add_argument("--methods", nargs="+", choices=[OURS, *PEERS], default=[OURS, *PEERS], metavar="METHOD")
+    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
+    arguments = parser.parse_args()
+    results = {name: results_of(name) for name in NAMES}
+    for name in () if arguments.table else arguments.datasets:
+        measure(results[name], name, arguments.data, arguments.seeds, arguments.methods)
+    write_table("accuracy", [line for name in NAMES if results[name].rows for line in table(results[name], name)])
+
+
+def results_of(name: str) -> Results:
+    values = ("acc", "nmi", "ari", "start_acc", "pretrain_seconds", "seconds", *STAGES, "peak_gb", "cell", "machine")
+    return Results(f"accuracy_{name}", ("method", "seed"), values)
+
+
+def measure(results: Results, name: str, folder: Path | None, seeds: int, methods: list[str]) -> None:
+    y = load_dataset(name, folder).labels
+    nothing = {"start_acc": "", "pretrain_seconds": 0.0, "cell": "", **dict.fromkeys(STAGES, "")}
+    for seed in range(seeds):
+        if OURS in methods and not results.find(method=OURS, seed=seed):
+            backbone = BACKBONES / name
+            trained = float(recipe_of(name)["seconds"])
+            found, _, peak = in_new_process(ours, name, folder, seed, backbone)
+            stages = found["stages"]
+            common = {"seed": seed, "pretrain_seconds": trained, "peak_gb": peak, "cell": found["cell"]}
+            before = {stage: stages[stage] for stage in STAGES[:3]}
+            results.add(
+                method=OUR_FEATURES,
+                **agreement(y, found["kmeans"]),
+                start_acc="",
+                seconds=sum(before.values()) + found["kmeans_seconds"],
+                **{**dict.fromkeys(STAGES, ""), **before},
+                machine=machine(),
+                **common,
+            )
+            results.add(
+                method=OURS,
+                **agreement(y, found["labels"]),
+                start_acc=agreement(y, found["initial"])["acc"],
+                seconds=sum(stages.values()),
+                **stages,
+                machine=machine(),
+                **common,
+            )
+        for method in methods:
+            if method in PEERS and not results.find(method=method, seed=seed):
+                labels, seconds, peak = in_new_process(PEERS[method], name, folder, seed)
+                row = {"method": method, "seed": seed, **agreement(y, labels), "seconds": seconds, "peak_gb": peak}
+                results.add(**nothing, **row, machine=machine())
+
+
+def recipe_of(name: str) -> dict[str, Any]:
+    return json.loads((BACKBONES / name / "skdiec.json").read_text())
+
+
+def table(results: Results, name: str) -> list[str]:
+    header = (NAMES[name], "seeds", "ACC", "NMI", "ARI", "pretraining s", "clustering s", "peak GB")
+    rows = []
+    for method in (*PEERS, OUR_FEATURES, OURS):
+        if results.find(method=method):
+            count = len(results.find(method=method))
+            figures = [results.mean(column, method=method) for column in ("acc", "nmi", "ari")]
+            seconds = [results.mean(c, 0, spread=False, method=method) for c in ("pretrain_seconds", "seconds")]
+            title = f"**{method}**" if method == OURS else method
+            rows.append((title, count, *figures, *seconds, results.mean("peak_gb", 1, spread=False, method=method)))
+    lines = [*markdown_table(header, rows), ""]
+    if results.find(method=OURS):
+        recipe = recipe_of(name)
+        stages = ", ".join(f"{s} {results.mean(s, 0, spread=False, method=OURS)}" for s in STAGES[1:])
+        cells = dict.fromkeys(row["cell"] for row in results.find(method=OURS))
+        lines += [
+            f"skdiec's seconds: {stages}. Chosen: {'; '.join(cells)}. ACC of the start: "
+            f"{results.mean('start_acc', method=OURS)}. Backbone: {recipe['parameters'] / 1e6:.2f} M parameters, "
+            f"{recipe['settings']['epochs']} epochs on the same {recipe['images']:,} images without labels, "
+            f"{recipe['seconds'] / 60:.1f} minutes.",
+        ]
+    return [*lines, *sources(results), f"Command: `python benchmarks/accuracy.py --datasets {name}`.", ""]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What all benchmarks share: results that a stopped run goes on from, measured runs, and the tables made of them."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skdiec.datasets import DATASETS, FOLDER_VARIABLE
+from skdiec.metrics import clustering_report
+
+HERE = Path(__file__).parent
+BACKBONES = HERE / "backbones"
+RESULTS = HERE / "results"
+
+
+class Results:
+    """Rows of a CSV file, each found by its key, so that nothing is measured twice.
+
+    Rows are appended one by one: what was measured when a run was stopped stays.
+    """
+
+    def __init__(self, name: str, key: Sequence[str], values: Sequence[str], folder: Path = RESULTS) -> None:
+        self.path = folder / f"{name}.csv"
+        self.key, self.fields = tuple(key), (*key, *values)
+        self.rows: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                if tuple(reader.fieldnames or ()) != self.fields:
+                    raise ValueError(f"{self.path} has other columns: move it away to measure again")
+                self.rows = list(reader)
+
+    def find(self, **key: object) -> list[dict[str, str]]:
+        """Return the rows with some values, in the order they were measured in."""
+        wanted = {name: str(value) for name, value in key.items()}
+        return [row for row in self.rows if wanted.items() <= row.items()]
+
+    def add(self, **row: object) -> None:
+        """Append a row; floats keep six significant digits."""
+        text = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in row.items()}
+        if set(text) != set(self.fields):
+            raise ValueError(f"a row of {self.path.name} needs {self.fields}; got {tuple(text)}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.fields)
+            if new:
+                writer.writeheader()
+            writer.writerow(text)
+        self.rows.append({name: text[name] for name in self.fields})
+        print(" ", ", ".join(f"{name} {text[name]}" for name in self.fields if name != "machine"), flush=True)
+
+    def mean(self, column: str, digits: int = 4, *, spread: bool = True, **key: object) -> str:
+        """Return "mean ± standard deviation" of a column over the rows with some values, or a dash."""
+        values = np.array([float(row[column]) for row in self.find(**key) if row[column]])
+        if not len(values):
+            return "-"
+        deviation = f" ± {values.std(ddof=1):.{digits}f}" if spread and len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{deviation}"
+
+
+def in_new_process(function: Callable, *arguments: Any) -> tuple[Any, float, float]:
+    """Run a function of a module in a process of its own.
+
+    Returns its result, its wall time in seconds (without starting Python and importing) and the peak resident memory
+    of the process in gigabytes.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measured, function, arguments).result()
+
+
+def _measured(function: Callable, arguments: tuple) -> tuple[Any, float, float]:
+    started = time.perf_counter()
+    result = function(*arguments)
+    seconds = time.perf_counter() - started
+    return result, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def agreement(y: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return ACC, NMI and ARI of labels, for the rows of a table; y evaluates, and does nothing else."""
+    report = clustering_report(y, labels)
+    return {"acc": report.acc, "nmi": report.nmi, "ari": report.ari}
+
+
+def machine() -> str:
+    """Say what the figures were measured on."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name} ({torch.get_num_threads()} threads of {os.cpu_count()}; {device}; torch {torch.__version__})"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]
+
+
+def write_table(name: str, lines: Sequence[str]) -> None:
+    """Write a results file, and put it into every document that has a place for it.
+
+    The place is between the comments ``<!-- results: NAME -->`` and ``<!-- end -->``.
+    """
+    text = "\n".join(lines).strip()
+    (RESULTS / f"{name}.md").write_text(text + "\n")
+    for document in (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md"))):
+        document.write_text(with_table(document.read_text(), name, text))
+    print(text)
+
+
+def with_table(document: str, name: str, table: str) -> str:
+    """Return a document's text with a table in the places that it has for it."""
+    begin, end = f"<!-- results: {name} -->", "<!-- end -->"
+    parts = document.split(begin)
+    return parts[0] + "".join(f"{begin}\n{table}\n{end}{part.split(end, 1)[1]}" for part in parts[1:])
+
+
+def sources(results: Results) -> list[str]:
+    """Return lines that say on which machines the rows were measured."""
+    found = dict.fromkeys(row["machine"] for row in results.rows)
+    return [f"Machine: {'; '.join(found)}."]
+
+
+def add_data_options(parser: Any, datasets: Mapping[str, object] | Sequence[str] = DATASETS) -> None:
+    """Add the options of all commands: which data sets, where they are, and how many seeds."""
+    parser.add_argument("--datasets", nargs="+", choices=list(datasets), default=list(datasets), metavar="NAME")
+    parser.add_argument(
+        "--data", type=Path, help=f"folder with the data sets (default: {FOLDER_VARIABLE}, or download)"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="random states 0 to SEEDS - 1 (default: 5)")
