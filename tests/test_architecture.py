@@ -25,7 +25,7 @@ LIBRARIES = {
     "_version": set(),
     "activations": {"torch"},
     "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "rich", "safetensors", "torch"},
-    "cli": {"numpy", "rich"},
+    "cli": {"typer"},
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},
@@ -157,7 +157,7 @@ def test_libraries_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]}
     names = {"PIL": "pillow", "sklearn": "scikit-learn", "scipy.sparse": "scipy"}
-    assert {names.get(name, name) for room in FLOORS for name in LIBRARIES[room]} == declared
+    assert {names.get(name, name) for room in {*FLOORS, "cli"} for name in LIBRARIES[room]} == declared
 
 
 def test_import_loads_neither_diffusers_nor_matplotlib():

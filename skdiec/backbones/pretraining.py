@@ -58,7 +58,7 @@ def pretrain(
     value_range: Sequence[float] | None = None,
     epochs: int | None = None,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     channels: Sequence[int] | None = None,
     layers_per_block: int = 1,
     patch_size: int | None = None,
@@ -92,16 +92,16 @@ def pretrain(
         Passes over X. None trains on about 400,000 images in all, in 8 to 40 passes.
     batch_size : int, default=64
         Images per training step.
-    learning_rate : float, default=1e-3
+    learning_rate : float, default=2e-3
         Peak of the cosine schedule.
     channels : sequence of int, default=None
         Channels of each resolution of the U-Net, from the highest. None is 32, 64, 128 for sides (after
-        space-to-depth) of 9 pixels and more, 32, 64 from 5 pixels, else 32.
+        space-to-depth) of 9 pixels and more; from 5 pixels 64, 128, or 32, 64 without space-to-depth; else 32.
     layers_per_block : int, default=1
         Residual blocks in each resolution.
     patch_size : int, default=None
         Side of the squares of pixels folded into channels (space-to-depth). None is the smallest power of
-        two that leaves no side above 16.
+        two that leaves no side above 16, and at least 2 for sides above 8.
     max_timestep : int, default=400
         Highest timestep trained on. Clustering needs the lower ones, and learns them several times faster without the
         others. To sample new images from noise, the network needs all: 999.
@@ -241,12 +241,17 @@ def _resolve_settings(
     device = default_device(device)
     _, height, width = source.shape
     if patch_size is None:
-        patch_size = 1
+        patch_size = 1 if max(height, width) <= 8 else 2
         while math.ceil(max(height, width) / patch_size) > 16:
             patch_size *= 2
     if channels is None:
         side = math.ceil(max(height, width) / _positive(patch_size, "patch_size"))
-        channels = (32, 64, 128) if side > 8 else (32, 64) if side > 4 else (32,)
+        if side > 8:
+            channels = (32, 64, 128)
+        elif side > 4:
+            channels = (32, 64) if patch_size == 1 else (64, 128)
+        else:
+            channels = (32,)
     if epochs is None:
         epochs = min(40, max(8, round(400_000 / len(source))))
     if not isinstance(max_timestep, (int, np.integer)) or not 0 <= max_timestep < _NUM_TRAIN_TIMESTEPS:
@@ -287,7 +292,22 @@ def _positive(value: object, name: str) -> int:
 
 
 def default_device(device: str | torch.device | None) -> torch.device:
-    """Return the device that None stands for: CUDA where there is one, else the CPU."""
+    """Resolve a device.
+
+    Parameters
+    ----------
+    device : str, torch.device or None
+        None is CUDA where there is one, else the CPU.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        For what torch knows no device by.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
