@@ -11,6 +11,9 @@ import typer
 from skdiec.backbones import pretrain as train_backbone
 from skdiec.datasets import DATASETS, load_dataset
 
+CHECKSUM_FILE = "SHA256SUMS"
+"""Checksum of the weights, beside them, for ``sha256sum --check``."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -55,9 +58,10 @@ def pretrain(
         backbone = train_backbone(X, folder, dtype=dtype, random_state=seed, verbose=not quiet, **given)
     except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        typer.echo(f"{digest}  {path.relative_to(folder)}")
+    weights = next((folder / "unet").glob("*.safetensors"))
+    checksum = f"{hashlib.sha256(weights.read_bytes()).hexdigest()}  {weights.relative_to(folder)}"
+    (folder / CHECKSUM_FILE).write_text(checksum + "\n")
+    typer.echo(checksum)
     recipe = backbone.recipe
     typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
 

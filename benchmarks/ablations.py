@@ -1,0 +1,160 @@
+"""Change one setting at a time: what does each part of the method do to the accuracy?
+
+All rows of a data set and seed share the backbone and, but for those on pooling and noise draws, the searched cell and
+its features. The rows that train the backbone stop after few epochs. A run that was stopped goes on where it was.
+
+    python benchmarks/ablations.py --data FOLDER --datasets usps --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accuracy import NAMES
+from common import (
+    BACKBONES,
+    Results,
+    add_data_options,
+    agreement,
+    in_new_process,
+    machine,
+    markdown_table,
+    sources,
+    write_table,
+)
+
+from skdiec.datasets import load_dataset
+
+BRANCH = {"train_backbone": True, "max_epochs": 12}
+GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "start": {
+        "defaults": {},
+        'init="k-means++"': {"init": "k-means++"},
+        "head=None": {"head": None},
+        "warmup_epochs=0": {"warmup_epochs": 0},
+    },
+    "loss": {
+        "alpha=0": {"alpha": 0.0},
+        "alpha=0.1": {"alpha": 0.1},
+        "alpha=10": {"alpha": 10.0},
+        "beta=0": {"beta": 0.0},
+        "beta=0.3": {"beta": 0.3},
+        "beta=30": {"beta": 30.0},
+        "gamma=0": {"gamma": 0.0},
+        "gamma=0.1": {"gamma": 0.1},
+        "gamma=10": {"gamma": 10.0},
+    },
+    "representation": {
+        "pooling=1": {"pooling": 1},
+        "pooling=2": {"pooling": 2},
+        "pooling=4": {"pooling": 4},
+        "n_draws=1": {"n_draws": 1},
+        "n_draws=4": {"n_draws": 4},
+        "n_draws=8": {"n_draws": 8},
+    },
+    "branch": {
+        "frozen, 12 epochs": {"max_epochs": 12},
+        "dual branch, 12 epochs": BRANCH,
+        "dual branch without L_Re": {**BRANCH, "denoising_weight": 0.0},
+        'head="direct"': {**BRANCH, "head": "direct"},
+        'head="direct" without L_Re': {**BRANCH, "head": "direct", "denoising_weight": 0.0},
+    },
+}
+
+
+def choose(name: str, folder: Path | None, seed: int, memory: str) -> dict[str, Any]:
+    """Search the cell that the variants of a seed share."""
+    model = fitted(name, folder, seed, memory, {"head": None})
+    return {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
+
+
+def fit(name: str, folder: Path | None, seed: int, memory: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Fit one variant."""
+    model = fitted(name, folder, seed, memory, settings)
+    drift = model.history_["denoising"]
+    return {
+        "labels": model.labels_,
+        "initial": model.initial_labels_,
+        "seconds": model.fit_seconds_["training"],
+        "epochs": model.n_iter_,
+        "drift": " ".join(f"{value:.5g}" for value in drift / drift[0]) if drift[0] > 0 else "",
+    }
+
+
+def fitted(name: str, folder: Path | None, seed: int, memory: str, settings: dict[str, Any]) -> Any:
+    from skdiec import DiffusionEmbeddedClustering
+
+    images = load_dataset(name, folder).images
+    shared = {"backbone": BACKBONES / name, "random_state": seed, "memory": memory}
+    return DiffusionEmbeddedClustering(10, **{**shared, **settings}).fit(images)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data_options(parser, NAMES)
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP")
+    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
+    arguments = parser.parse_args()
+    results = results_of()
+    for name in () if arguments.table else arguments.datasets:
+        y = load_dataset(name, arguments.data).labels
+        for seed in range(arguments.seeds):
+            missing = [
+                (group, variant)
+                for group in arguments.groups
+                for variant in GROUPS[group]
+                if not results.find(dataset=name, seed=seed, variant=variant)
+            ]
+            with tempfile.TemporaryDirectory() as memory:
+                shared = (name, arguments.data, seed, memory)
+                cell = in_new_process(choose, *shared)[0] if missing else {}
+                for group, variant in missing:
+                    row, _, _ = in_new_process(fit, *shared, {**cell, **GROUPS[group][variant]})
+                    results.add(
+                        dataset=name,
+                        seed=seed,
+                        variant=variant,
+                        group=group,
+                        **agreement(y, row["labels"]),
+                        start_acc=agreement(y, row["initial"])["acc"],
+                        **{column: row[column] for column in ("seconds", "epochs", "drift")},
+                        machine=machine(),
+                    )
+    write_table("ablations", table(results))
+
+
+def results_of() -> Results:
+    values = ("group", "acc", "nmi", "ari", "start_acc", "seconds", "epochs", "drift", "machine")
+    return Results("ablations", ("dataset", "seed", "variant"), values)
+
+
+def table(results: Results) -> list[str]:
+    lines: list[str] = []
+    for name in NAMES:
+        rows = []
+        for group in GROUPS.values():
+            for variant in group:
+                found = {"dataset": name, "variant": variant}
+                if results.find(**found):
+                    scores = [results.mean(column, **found) for column in ("start_acc", "acc", "nmi", "ari")]
+                    seconds = results.mean("seconds", 0, spread=False, **found)
+                    drift = last_drift(results.find(**found))
+                    rows.append((variant, len(results.find(**found)), *scores, seconds, drift))
+        if rows:
+            header = (NAMES[name], "seeds", "ACC of the start", "ACC", "NMI", "ARI", "training s", "denoising loss")
+            lines += [*markdown_table(header, rows), ""]
+    lines += ["Denoising loss: after training, as a multiple of that before."]
+    return [*lines, *sources(results), "Command: `python benchmarks/ablations.py`."]
+
+
+def last_drift(rows: list[dict[str, str]]) -> str:
+    """Return the mean of the denoising loss's last value, as a multiple of the first, or a dash."""
+    last = [float(row["drift"].split()[-1]) for row in rows if row["drift"]]
+    return f"{sum(last) / len(last):.2f}" if last else "-"
+
+
+if __name__ == "__main__":
+    main()

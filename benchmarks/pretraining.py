@@ -1,0 +1,121 @@
+"""Measure what pretraining costs and brings: accuracy against seconds, and what makes it cheaper.
+
+Each row trains a backbone from nothing and clusters with it; pretraining and clustering take one random state. The rows
+of the price curve take the defaults of `pretrain` but for the epochs. A run that was stopped goes on where it was.
+
+    python benchmarks/pretraining.py --data FOLDER --datasets usps --seeds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accuracy import NAMES
+from common import (
+    Results,
+    add_data_options,
+    agreement,
+    in_new_process,
+    machine,
+    markdown_table,
+    sources,
+    write_table,
+)
+
+from skdiec.datasets import load_dataset
+
+CURVE = {"usps": (1, 2, 4, 8, 16, 32, 64), "digits": (10, 20, 40, 80)}
+"""Epochs of the price curve."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "all 1,000 timesteps": {"max_timestep": 999, "epochs": 8},
+    "timesteps to 600": {"max_timestep": 600, "epochs": 8},
+    "timesteps to 200": {"max_timestep": 200, "epochs": 8},
+    "learning rate 1e-3": {"learning_rate": 1e-3, "epochs": 8},
+    "learning rate 4e-3": {"learning_rate": 4e-3, "epochs": 8},
+    "no space-to-depth": {"patch_size": 1, "epochs": 5},
+    "half as wide": {"channels": (32, 64), "epochs": 16},
+    "no moving average": {"ema_decay": 0.0, "epochs": 8},
+}
+"""Departures from the defaults on USPS, with as many epochs as take about as long as 8 of the defaults'."""
+
+
+def train_and_fit(name: str, folder: Path | None, seed: int, settings: dict[str, Any], where: str) -> dict[str, Any]:
+    from skdiec import DiffusionEmbeddedClustering, pretrain
+
+    images = load_dataset(name, folder).images
+    backbone = pretrain(images, where, random_state=seed, **settings)
+    model = DiffusionEmbeddedClustering(10, backbone=backbone, random_state=seed).fit(images)
+    return {
+        "labels": model.labels_,
+        "initial": model.initial_labels_,
+        "pretrain_seconds": backbone.recipe["seconds"],
+        "fit_seconds": sum(model.fit_seconds_.values()),
+        "loss": backbone.recipe["loss"][-1],
+        "parameters": backbone.recipe["parameters"],
+        "cell": f"{model.layer_} t={model.timestep_} p={model.pooling_}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data_options(parser, CURVE)
+    parser.add_argument("--recipes", action="store_true", help="also the departures from the defaults, on USPS")
+    parser.add_argument("--epochs", type=int, nargs="+", help="points of the price curve")
+    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
+    arguments = parser.parse_args()
+    results = results_of()
+    for name in () if arguments.table else arguments.datasets:
+        y = load_dataset(name, arguments.data).labels
+        runs = [("defaults", {"epochs": epochs}) for epochs in arguments.epochs or CURVE[name]]
+        runs += RECIPES.items() if arguments.recipes and name == "usps" else ()
+        for seed in range(arguments.seeds):
+            for recipe, settings in runs:
+                key = {"dataset": name, "recipe": recipe, "epochs": settings["epochs"], "seed": seed}
+                if results.find(**key):
+                    continue
+                with tempfile.TemporaryDirectory() as where:
+                    row, _, _ = in_new_process(train_and_fit, name, arguments.data, seed, settings, where)
+                start = agreement(y, row.pop("initial"))["acc"]
+                results.add(**key, **agreement(y, row.pop("labels")), start_acc=start, **row, machine=machine())
+    write_table("pretraining", table(results))
+
+
+def results_of() -> Results:
+    values = ("acc", "nmi", "ari", "start_acc", "pretrain_seconds", "fit_seconds", "loss", "parameters", "cell")
+    return Results("pretraining", ("dataset", "recipe", "epochs", "seed"), (*values, "machine"))
+
+
+def table(results: Results) -> list[str]:
+    header = (
+        "data",
+        "recipe",
+        "epochs",
+        "seeds",
+        "pretraining s",
+        "clustering s",
+        "ACC of the start",
+        "ACC",
+        "NMI",
+        "ARI",
+    )
+    groups = dict.fromkeys((row["dataset"], row["recipe"], int(row["epochs"])) for row in results.rows)
+    lines = []
+    for name, recipe, epochs in sorted(groups, key=lambda group: (group[0], group[1] != "defaults", group[1:])):
+        found = {"dataset": name, "recipe": recipe, "epochs": epochs}
+        seconds = [results.mean(c, 0, spread=False, **found) for c in ("pretrain_seconds", "fit_seconds")]
+        scores = [results.mean(column, **found) for column in ("start_acc", "acc", "nmi", "ari")]
+        lines.append((NAMES[name], recipe, epochs, len(results.find(**found)), *seconds, *scores))
+    return [
+        *markdown_table(header, lines),
+        "",
+        *sources(results),
+        "Command: `python benchmarks/pretraining.py --recipes`.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
