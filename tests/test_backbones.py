@@ -553,7 +553,7 @@ def test_timesteps_past_the_schedule_are_told_of(make_backbone):
     for timestep in (0, 49):
         backbone.check_timestep(timestep)
     for timestep in (-1, 50):
-        message = f"COT must be from 0 to 49, the last of the backbone's noise schedule; got {timestep}"
+        message = f"COT must be from 0 to 49, the last that the backbone was trained on; got {timestep}"
         with pytest.raises(ValueError, match=message):
             backbone.check_timestep(timestep, "COT")
     with pytest.raises(ValueError, match=r"^timestep must be from 0 to 49"):

@@ -126,7 +126,7 @@ def test_loss_falls_on_images_that_can_be_learnt():
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(steps):
-    train()
+    train(max_timestep=999)
     assert [len(x0) for x0, _, _ in steps.batches] == [8, 8, 4] * 4
     values = torch.cat([x0[:, 0, 0, 0] for x0, _, _ in steps.batches]).reshape(4, 20).double()
     expected = IMAGES[:, 0, 0] / 127.5 - 1
@@ -140,6 +140,32 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(steps):
     timesteps = torch.cat([timesteps for _, _, timesteps in steps.batches])
     assert 0 <= timesteps.min() < 100
     assert 900 <= timesteps.max() < 1000
+
+
+@pytest.mark.parametrize(("max_timestep", "highest"), [(0, 0), (3, 3), (400, 400)])
+def test_timesteps_above_the_highest_are_neither_trained_on_nor_used(max_timestep, highest, steps):
+    settings = {} if max_timestep == 400 else {"max_timestep": max_timestep}
+    backbone = train(**settings)
+    drawn = torch.cat([timesteps for _, _, timesteps in steps.batches])
+    assert drawn.min() >= 0
+    assert 0.8 * highest <= drawn.max() <= highest
+    assert backbone.max_timestep == backbone.recipe["settings"]["max_timestep"] == highest
+    backbone.check_timestep(highest)
+    with pytest.raises(ValueError, match=f"timestep must be from 0 to {highest}, the last that .* trained on; got"):
+        backbone.check_timestep(highest + 1)
+    assert untrained_backbone(as_image_source(IMAGES), **settings).max_timestep == highest
+
+
+def test_weights_are_rounded_to_the_type_they_are_saved_in(tmp_path, uninterrupted):
+    rounded = train(folder=tmp_path, dtype="bfloat16")
+    exact = train()
+    for found, expected in zip(rounded.network.parameters(), exact.network.parameters(), strict=True):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected.bfloat16().float())
+    assert load_backbone(tmp_path).fingerprint() == rounded.fingerprint() != exact.fingerprint()
+    saved = safetensors.torch.load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    assert rounded.recipe["settings"]["dtype"] == "bfloat16"
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine(steps):
@@ -200,8 +226,10 @@ def test_record_tells_settings_losses_and_cost(steps):
         "channels": [8],
         "layers_per_block": 2,
         "patch_size": 1,
+        "max_timestep": 400,
         "ema_decay": 0.5,
         "precision": "fp32",
+        "dtype": "float32",
         "seed": 7,
     }
     assert (recipe["images"], recipe["steps"]) == (20, STEPS)
@@ -263,8 +291,9 @@ def test_architecture_follows_the_settings_trained_or_not(change, config):
         ((1, 1, 1), 1, (1, 2, 2), (32,)),
         ((3, 4, 4), 1, (3, 4, 4), (32,)),
         ((1, 5, 7), 1, (1, 6, 8), (32, 64)),
-        ((1, 9, 3), 1, (1, 12, 8), (32, 64, 128)),
-        ((1, 16, 16), 1, (1, 16, 16), (32, 64, 128)),
+        ((1, 8, 8), 1, (1, 8, 8), (32, 64)),
+        ((1, 9, 3), 2, (4, 6, 4), (64, 128)),
+        ((1, 16, 16), 2, (4, 8, 8), (64, 128)),
         ((1, 17, 4), 2, (4, 12, 8), (32, 64, 128)),
         ((1, 28, 28), 2, (4, 16, 16), (32, 64, 128)),
         ((3, 32, 32), 2, (12, 16, 16), (32, 64, 128)),
@@ -323,7 +352,7 @@ def test_default_epochs_follow_the_number_of_images(n_images, epochs):
     defaults = {name: inspect.signature(pretrain).parameters[name].default for name in names}
     settings = pretraining._resolve_settings(Many(), **defaults)
     assert (settings.epochs, settings.batch_size) == (epochs, 64)
-    assert (settings.learning_rate, settings.ema_decay) == (1e-3, 0.999)
+    assert (settings.learning_rate, settings.ema_decay) == (2e-3, 0.999)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +480,7 @@ def test_kill_between_checkpoints_costs_the_steps_since_the_last(tmp_path, steps
 
 
 def test_kill_while_the_pipeline_is_written_costs_nothing(tmp_path, steps, uninterrupted, monkeypatch):
-    def killed(self, folder):
+    def killed(self, folder, dtype):
         (folder / "unet").mkdir()
         (folder / "unet" / "config.json").write_text("half")
         raise KeyboardInterrupt
@@ -513,6 +542,10 @@ CHANGES = [
     (
         {"batch_size": 7, "layers_per_block": 2, "patch_size": 2, "ema_decay": 0.5, "precision": "bf16"},
         r"with other settings \(batch_size, layers_per_block, patch_size, ema_decay, precision\)",
+    ),
+    (
+        {"max_timestep": 399, "dtype": "bfloat16"},
+        r"with other settings \(max_timestep, dtype\)",
     ),
 ]
 
@@ -621,6 +654,11 @@ def test_epochs_are_logged(caplog):
           for value in (-0.1, 1, math.nan, "0.1", None)),
         *(("precision", value, f"precision must be 'auto', 'fp32' or 'bf16'; got {value!r}")
           for value in ("fp16", None, torch.bfloat16)),
+        *(("dtype", value, f"dtype must be 'float32' or 'bfloat16'; got {value!r}")
+          for value in ("float16", None)),
+        *(("max_timestep", value, f"max_timestep must be an int from 0 to 999; got {value!r}")
+          for value in (-1, 1000, 1.5, True, None)),
+        ("device", "abacus", "device must be one that torch knows, such as 'cpu' or 'cuda'; got 'abacus'"),
         *(("random_state", value, rf"random_state must be an int from 0 to 2\*\*32 - 1, or None; got {value!r}")
           for value in (-1, 2**32, 1.0, "0")),
         *(("checkpoint_seconds", value, f"checkpoint_seconds must be a number of at least 0; got {value!r}")
@@ -651,6 +689,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
     tested = {
         *("X", "folder", "image_shape", "channel_axis", "value_range", "epochs", "batch_size", "learning_rate"),
         *("channels", "layers_per_block", "patch_size", "ema_decay", "precision", "device", "checkpoint_seconds"),
+        *("max_timestep", "dtype"),
         *("random_state", "verbose"),
     }
     assert set(inspect.signature(pretrain).parameters) == tested

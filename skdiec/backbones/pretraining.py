@@ -254,7 +254,8 @@ def _resolve_settings(
             channels = (32,)
     if epochs is None:
         epochs = min(40, max(8, round(400_000 / len(source))))
-    if not isinstance(max_timestep, (int, np.integer)) or not 0 <= max_timestep < _NUM_TRAIN_TIMESTEPS:
+    known = isinstance(max_timestep, (int, np.integer)) and not isinstance(max_timestep, bool)
+    if not known or not 0 <= max_timestep < _NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"max_timestep must be an int from 0 to {_NUM_TRAIN_TIMESTEPS - 1}; got {max_timestep!r}")
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16'; got {precision!r}")
