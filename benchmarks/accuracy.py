@@ -62,10 +62,6 @@ def umap_kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
     return KMeans(10, n_init=10, random_state=seed).fit_predict(embedded)
 
 
-def clustpy(method: str) -> Callable[..., np.ndarray]:
-    return {"DEC": clustpy_dec, "IDEC": clustpy_idec}[method]
-
-
 def clustpy_dec(name: str, folder: Path | None, seed: int) -> np.ndarray:
     from clustpy.deep import DEC
 
@@ -77,6 +73,9 @@ def clustpy_idec(name: str, folder: Path | None, seed: int) -> np.ndarray:
 
     return IDEC(10, random_state=seed).fit(pixels(name, folder)).labels_
 
+
+PAPER = {"mnist": "0.995 / -", "usps": "0.985 / -", "fashion_mnist": "0.797 / 0.755", "cifar10": "0.714 / 0.615"}
+"""Accuracy and NMI that the paper reports (arXiv 2512.20905)."""
 
 PEERS: dict[str, Callable[..., np.ndarray]] = {
     "KMeans": kmeans,
@@ -125,6 +124,7 @@ def main() -> None:
     results = {name: results_of(name) for name in NAMES}
     for name in () if arguments.table else arguments.datasets:
         measure(results[name], name, arguments.data, arguments.seeds, arguments.methods)
+    write_table("headline", headline(results))
     write_table("accuracy", [line for name in NAMES if results[name].rows for line in table(results[name], name)])
 
 
@@ -167,6 +167,24 @@ def measure(results: Results, name: str, folder: Path | None, seeds: int, method
                 labels, seconds, peak = in_new_process(PEERS[method], name, folder, seed)
                 row = {"method": method, "seed": seed, **agreement(y, labels), "seconds": seconds, "peak_gb": peak}
                 results.add(**nothing, **row, machine=machine())
+
+
+def headline(results: dict[str, Results]) -> list[str]:
+    """Return accuracy and NMI of all methods, a column for each data set."""
+    names = [name for name in NAMES if results[name].find(method=OURS)]
+    header = ["ACC / NMI", *(NAMES[name] for name in names)]
+    rows = []
+    for method in (*PEERS, OUR_FEATURES, OURS):
+        cells = [
+            " / ".join(results[name].mean(column, 3, spread=False, method=method) for column in ("acc", "nmi"))
+            if results[name].find(method=method)
+            else "-"
+            for name in names
+        ]
+        title = f"**{method}**" if method == OURS else method
+        rows.append([title, *(f"**{cell}**" if method == OURS else cell for cell in cells)])
+    rows.append(["DiEC, as its paper reports", *(PAPER.get(name, "-") for name in names)])
+    return markdown_table(header, rows)
 
 
 def recipe_of(name: str) -> dict[str, Any]:
