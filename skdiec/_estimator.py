@@ -641,7 +641,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         """Return the candidates, checked against the backbone."""
         schedule = backbone.num_train_timesteps
         default = sorted({round(timestep * schedule / 1000) for timestep in DEFAULT_TIMESTEPS})
-        default = [timestep for timestep in default if timestep <= backbone.max_timestep]
+        default = [t for t in default if t <= backbone.max_timestep] or [backbone.max_timestep]
         timesteps = _candidates("timestep", self.timestep, default, Integral)
         for timestep in timesteps:
             backbone.check_timestep(timestep)

@@ -2,6 +2,7 @@ import copy
 import functools
 import inspect
 import logging
+import time
 from collections import Counter, defaultdict
 from operator import attrgetter
 from pathlib import Path
@@ -218,6 +219,15 @@ def test_scott_scores_are_nan_where_a_map_is_smaller_than_the_chosen_pooling(mak
     model = make_model(backbone=backbone, layer=["up_blocks.1", "mid_block"], timestep=(20, 50), pooling=8).fit(images)
     assert_array_equal(np.isnan(model.scott_scores_), [[True, True], [False, False]])
     assert model.layer_ == "up_blocks.1"
+
+
+def test_seconds_of_every_stage_add_up_to_what_fit_took(make_model, images):
+    started = time.perf_counter()
+    model = make_model().fit(images)
+    elapsed = time.perf_counter() - started
+    assert list(model.fit_seconds_) == ["backbone", "search", "features", "start", "training"]
+    assert all(seconds > 0 for seconds in model.fit_seconds_.values())
+    assert sum(model.fit_seconds_.values()) <= elapsed
 
 
 def test_history_tells_of_every_epoch_and_of_the_start(make_model, images):
@@ -607,6 +617,13 @@ def test_default_timesteps_are_shares_of_the_schedule(schedule, timesteps, make_
     assert model.timesteps_ == timesteps
 
 
+def test_default_timesteps_are_those_that_the_backbone_was_trained_on(make_model, make_backbone, images):
+    backbone = make_backbone(sample_size=8, recipe={"settings": {"max_timestep": 120}})
+    assert make_model(backbone=backbone, timestep=None, pooling=1).fit(images).timesteps_ == (10, 25, 50, 100)
+    low = make_backbone(sample_size=8, recipe={"settings": {"max_timestep": 5}})
+    assert make_model(backbone=low, timestep=None, pooling=1).fit(images).timesteps_ == (5,)
+
+
 def test_default_layers_and_poolings_are_all_blocks_and_up_to_four(make_model, images):
     model = make_model(layer=None, pooling=None).fit(images)
     assert model.layers_ == ("down_blocks.0", "mid_block", "up_blocks.0")
@@ -923,9 +940,9 @@ WRONG_PARAMETERS = [
     ({"layer": "time_embedding"}, r"layer 'time_embedding' yields no map"),
     ({"layer": []}, r"layer must be one or several strings; got \[\]"),
     ({"layer": [3]}, r"layer must be one or several strings; got \[3\]"),
-    ({"timestep": 1000}, r"timestep must be from 0 to 999, .*; got 1000"),
-    ({"timestep": -1}, r"timestep must be from 0 to 999, .*; got -1"),
-    ({"timestep": (50, 1000)}, r"timestep must be from 0 to 999, .*; got 1000"),
+    ({"timestep": 1000}, r"timestep must be from 0 to 400, .*; got 1000"),
+    ({"timestep": -1}, r"timestep must be from 0 to 400, .*; got -1"),
+    ({"timestep": (50, 1000)}, r"timestep must be from 0 to 400, .*; got 1000"),
     ({"timestep": 50.0}, r"'timestep' parameter .* Got 50\.0"),
     ({"timestep": "50"}, r"'timestep' parameter .* Got '50'"),
     ({"timestep": ["50"]}, r"timestep must be one or several integers; got \['50'\]"),
@@ -981,7 +998,7 @@ def test_timestep_past_the_schedule_of_a_loaded_backbone_is_told_of(
     timestep, make_model, make_unet, images, nothing_begins
 ):
     pipeline = diffusers.DDPMPipeline(make_unet(sample_size=8), diffusers.DDPMScheduler(num_train_timesteps=50))
-    with pytest.raises(ValueError, match=r"timestep must be from 0 to 49, the last of the backbone's noise schedule"):
+    with pytest.raises(ValueError, match=r"timestep must be from 0 to 49, the last that the backbone was trained on"):
         make_model(backbone=pipeline, timestep=timestep).fit(images)
 
 
