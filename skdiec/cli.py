@@ -34,7 +34,6 @@ def pretrain(
     channels: Annotated[str | None, typer.Option(help="Channels of each resolution, such as 32,64,128.")] = None,
     layers_per_block: Annotated[int | None, typer.Option(help="Residual blocks in each resolution.")] = None,
     patch_size: Annotated[int | None, typer.Option(help="Side of the squares folded into channels.")] = None,
-    max_shift: Annotated[int | None, typer.Option(help="Pixels that images are shifted by at random.")] = None,
     max_timestep: Annotated[int | None, typer.Option(help="Highest timestep trained on; 999 to sample too.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, or bfloat16 at half the size.")] = (
         "float32"
@@ -51,7 +50,6 @@ def pretrain(
         "channels": _numbers("channels", channels),
         "layers_per_block": layers_per_block,
         "patch_size": patch_size,
-        "max_shift": max_shift,
         "max_timestep": max_timestep,
         "image_shape": _numbers("image-shape", image_shape),
         "device": device,

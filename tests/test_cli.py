@@ -35,13 +35,13 @@ def test_pretrain_saves_a_backbone_with_the_settings_that_were_asked_for(tmp_pat
     folder = tmp_path / "backbone"
     options = ["--epochs", 2, "--batch-size", 3, "--learning-rate", 0.002, "--channels", "8", "--layers-per-block", 2]
     options += ["--patch-size", 2, "--dtype", "bfloat16", "--seed", 7, "--image-shape", "8,8", "--device", "cpu"]
-    options += ["--max-shift", 1, "--max-timestep", 300]
+    options += ["--max-timestep", 300]
     code, output = run("pretrain", images, folder, *options, "--quiet")
     assert code == 0, output
     backbone = load_backbone(folder)
     settings = backbone.recipe["settings"]
     expected = {"epochs": 2, "batch_size": 3, "learning_rate": 0.002, "channels": [8], "layers_per_block": 2}
-    expected |= {"patch_size": 2, "dtype": "bfloat16", "seed": 7, "max_shift": 1, "max_timestep": 300}
+    expected |= {"patch_size": 2, "dtype": "bfloat16", "seed": 7, "max_timestep": 300}
     assert {name: settings[name] for name in expected} == expected
     assert backbone.image_shape == (1, 8, 8)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"

@@ -156,26 +156,6 @@ def test_timesteps_above_the_highest_are_neither_trained_on_nor_used(max_timeste
     assert untrained_backbone(as_image_source(IMAGES), **settings).max_timestep == highest
 
 
-def test_images_are_shifted_by_random_numbers_of_pixels_of_their_own(steps):
-    images = np.random.default_rng(0).integers(0, 256, (20, 3, 4, 5), dtype=np.uint8)
-    train(images, channel_axis=1, max_shift=1, epochs=40, channels=(4,))
-    padded = np.pad(images / 127.5 - 1, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-    shifts = np.stack([padded[:, :, i : i + 4, j : j + 5] for i in range(3) for j in range(3)])
-    found = []
-    for x0, _, _ in steps.batches:
-        height, width = x0.shape[2:]
-        top, left = (height - 4) // 2, (width - 5) // 2
-        for image in x0[:, :, top : top + 4, left : left + 5].numpy():
-            matches = np.argwhere(np.abs(shifts - image).max(axis=(2, 3, 4)) < 1e-5)
-            assert len(matches) == 1
-            found.append(tuple(matches[0]))
-    shift, image = np.array(found).T
-    # Every image once an epoch; each of the nine shifts about as often as the others, and unlike within a batch.
-    np.testing.assert_array_equal(np.bincount(image), 40)
-    assert np.bincount(shift, minlength=9).min() > 0.6 * len(found) / 9
-    assert len(set(shift[:8])) > 1
-
-
 def test_weights_are_rounded_to_the_type_they_are_saved_in(tmp_path, uninterrupted):
     rounded = train(folder=tmp_path, dtype="bfloat16")
     exact = train()
@@ -247,7 +227,6 @@ def test_record_tells_settings_losses_and_cost(steps):
         "layers_per_block": 2,
         "patch_size": 1,
         "max_timestep": 400,
-        "max_shift": 0,
         "ema_decay": 0.5,
         "precision": "fp32",
         "dtype": "float32",
@@ -565,8 +544,8 @@ CHANGES = [
         r"with other settings \(batch_size, layers_per_block, patch_size, ema_decay, precision\)",
     ),
     (
-        {"max_timestep": 399, "max_shift": 1, "dtype": "bfloat16"},
-        r"with other settings \(max_timestep, max_shift, dtype\)",
+        {"max_timestep": 399, "dtype": "bfloat16"},
+        r"with other settings \(max_timestep, dtype\)",
     ),
 ]
 
@@ -679,8 +658,6 @@ def test_epochs_are_logged(caplog):
           for value in ("float16", None)),
         *(("max_timestep", value, f"max_timestep must be an int from 0 to 999; got {value!r}")
           for value in (-1, 1000, 1.5, True, None)),
-        *(("max_shift", value, f"max_shift must be an int of at least 0; got {value!r}")
-          for value in (-1, 0.5, True, None)),
         ("device", "abacus", "device must be one that torch knows, such as 'cpu' or 'cuda'; got 'abacus'"),
         *(("random_state", value, rf"random_state must be an int from 0 to 2\*\*32 - 1, or None; got {value!r}")
           for value in (-1, 2**32, 1.0, "0")),
@@ -712,7 +689,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
     tested = {
         *("X", "folder", "image_shape", "channel_axis", "value_range", "epochs", "batch_size", "learning_rate"),
         *("channels", "layers_per_block", "patch_size", "ema_decay", "precision", "device", "checkpoint_seconds"),
-        *("max_timestep", "max_shift", "dtype"),
+        *("max_timestep", "dtype"),
         *("random_state", "verbose"),
     }
     assert set(inspect.signature(pretrain).parameters) == tested

@@ -43,7 +43,6 @@ class _Settings:
     layers_per_block: int
     patch_size: int
     max_timestep: int
-    max_shift: int
     ema_decay: float
     precision: str
     dtype: str
@@ -64,7 +63,6 @@ def pretrain(
     layers_per_block: int = 1,
     patch_size: int | None = None,
     max_timestep: int = 400,
-    max_shift: int = 0,
     ema_decay: float = 0.999,
     precision: str = "auto",
     dtype: str = "float32",
@@ -107,8 +105,6 @@ def pretrain(
     max_timestep : int, default=400
         Highest timestep trained on. Clustering needs the lower ones, and learns them several times faster without the
         others. To sample new images from noise, the network needs all: 999.
-    max_shift : int, default=0
-        Pixels that each image is shifted by at most, at random, in height and width; the border is repeated.
     ema_decay : float, default=0.999
         Decay of the weights' moving average, reached by diffusers' warm-up.
     precision : {"auto", "fp32", "bf16"}, default="auto"
@@ -163,7 +159,6 @@ def pretrain(
         layers_per_block=layers_per_block,
         patch_size=patch_size,
         max_timestep=max_timestep,
-        max_shift=max_shift,
         ema_decay=ema_decay,
         precision=precision,
         dtype=dtype,
@@ -237,7 +232,6 @@ def _resolve_settings(
     layers_per_block: int,
     patch_size: int | None,
     max_timestep: int,
-    max_shift: int,
     ema_decay: float,
     precision: str,
     dtype: str,
@@ -263,8 +257,6 @@ def _resolve_settings(
     known = isinstance(max_timestep, (int, np.integer)) and not isinstance(max_timestep, bool)
     if not known or not 0 <= max_timestep < _NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"max_timestep must be an int from 0 to {_NUM_TRAIN_TIMESTEPS - 1}; got {max_timestep!r}")
-    if isinstance(max_shift, bool) or not isinstance(max_shift, (int, np.integer)) or max_shift < 0:
-        raise ValueError(f"max_shift must be an int of at least 0; got {max_shift!r}")
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16'; got {precision!r}")
     if precision == "auto":
@@ -287,7 +279,6 @@ def _resolve_settings(
         layers_per_block=_positive(layers_per_block, "layers_per_block"),
         patch_size=_positive(patch_size, "patch_size"),
         max_timestep=int(max_timestep),
-        max_shift=int(max_shift),
         ema_decay=float(ema_decay),
         precision=precision,
         dtype=dtype,
@@ -432,9 +423,8 @@ class _Training:
         # Order and noise depend on the seed and the position only, so a resumed run repeats nothing and skips nothing.
         order = np.random.default_rng((settings.seed, epoch)).permutation(len(self.source))
         rows = np.sort(order[batch * settings.batch_size : (batch + 1) * settings.batch_size])
+        x0 = self.backbone.prepare(torch.from_numpy(self.source.read(rows)).to(self.device))
         generator = torch.Generator(self.device).manual_seed((settings.seed << 32) + self.step)
-        images = torch.from_numpy(self.source.read(rows)).to(self.device)
-        x0 = self.backbone.prepare(_shifted(images, settings.max_shift, generator))
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
         timesteps = torch.randint(settings.max_timestep + 1, (len(x0),), generator=generator, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -535,20 +525,6 @@ def _new_backbone(image_shape: tuple[int, int, int], settings: _Settings) -> Pix
         image_shape=image_shape,
         patch_size=settings.patch_size,
         recipe={"settings": _json(asdict(settings))},
-    )
-
-
-def _shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Shift each image by its own random number of pixels."""
-    if max_shift == 0:
-        return images
-    n, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (max_shift,) * 4, mode="replicate")
-    down, right = torch.randint(2 * max_shift + 1, (2, n, 1), generator=generator, device=images.device)
-    rows = down + torch.arange(height, device=images.device)
-    columns = right + torch.arange(width, device=images.device)
-    return padded[torch.arange(n, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(
-        0, 3, 1, 2
     )
 
 
