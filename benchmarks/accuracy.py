@@ -175,6 +175,8 @@ def headline(results: dict[str, Results]) -> list[str]:
     header = ["ACC / NMI", *(NAMES[name] for name in names)]
     rows = []
     for method in (*PEERS, OUR_FEATURES, OURS):
+        if not any(results[name].find(method=method) for name in names):
+            continue
         cells = [
             " / ".join(results[name].mean(column, 3, spread=False, method=method) for column in ("acc", "nmi"))
             if results[name].find(method=method)

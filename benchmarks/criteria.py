@@ -71,7 +71,7 @@ def score_timestep(name: str, folder: Path | None, timestep: int, seed: int) -> 
     count = min(N_IMAGES, len(data.images))
     rows = np.sort(np.random.default_rng(seed).choice(len(data.images), count, replace=False))
     y = data.labels[rows]
-    extractor = FeatureExtractor(load_backbone(BACKBONES / name), n_draws=1, seed=seed)
+    extractor = FeatureExtractor(load_backbone(BACKBONES / name), n_draws=2, seed=seed)
     shapes = extractor.layer_shapes()
     cells = [Cell(layer, timestep, p) for layer, shape in shapes.items() for p in POOLINGS if p <= min(shape[1:])]
     width = min(32, *(shapes[cell.layer][0] * cell.pooling**2 for cell in cells))

@@ -95,8 +95,10 @@ class FeatureExtractor:
         Raises
         ------
         ValueError
-            Where cells are of several timesteps, or activations are not finite.
+            Where cells are of several timesteps, `draw` is none of the `n_draws`, or activations are not finite.
         """
+        if draw is not None and not 0 <= draw < self.n_draws:
+            raise ValueError(f"draw must be from 0 to {self.n_draws - 1}; got {draw}")
         if len({cell.timestep for cell in cells}) != 1:
             raise ValueError(f"cells must be of one timestep; got {sorted({cell.timestep for cell in cells})}")
         if self.memory.location is None:

@@ -273,6 +273,12 @@ def test_cache_tells_weights_apart(cached):
 # Errors
 
 
+@pytest.mark.parametrize("draw", [-1, 2])
+def test_draws_that_there_are_not_are_told_of(draw, extractor):
+    with pytest.raises(ValueError, match=f"draw must be from 0 to 1; got {draw}"):
+        dataclasses.replace(extractor, n_draws=2).extract(None, [Cell("mid_block", 1, 1)], draw=draw)
+
+
 @pytest.mark.parametrize(
     ("cells", "found"), [([CELLS[0], Cell("mid_block", 20, 1)], r"\[20, 300\]"), ([], r"\[\]")], ids=["two", "none"]
 )
