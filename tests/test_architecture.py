@@ -44,8 +44,9 @@ LIBRARIES = {
 WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "rich", "safetensors"}
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
 
-FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES
-"""Rooms whose functions, and the estimator's methods, users call: all that they take and give has its section."""
+FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"cli"}
+"""Rooms whose functions, and the estimator's methods, users call: all that they take and give has its section. The
+command line has its help instead."""
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
