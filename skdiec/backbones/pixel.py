@@ -192,7 +192,7 @@ class PixelBackbone:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Save as a diffusers ``DDPMPipeline`` folder with safetensors weights.
 
         ``DDPMPipeline.from_pretrained(folder)`` and ``load_backbone(folder)`` both read it. Where `patch_size`
@@ -202,15 +202,15 @@ class PixelBackbone:
         ----------
         folder : path
             Made where it does not exist.
-        dtype : torch.dtype, default=torch.float32
-            Floating-point type of the weights in the file.
+        dtype : {"float32", "bfloat16"}, default="float32"
+            Type of the weights in the file.
         """
         from diffusers import DDPMPipeline
 
         folder = Path(folder)
         network = copy.deepcopy(self.network)
         for parameter in network.parameters():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(getattr(torch, dtype))
         DDPMPipeline(network, self.scheduler).save_pretrained(folder, safe_serialization=True)
         record = {**self.recipe, "image_shape": list(self.image_shape), "patch_size": self.patch_size}
         # Last, and in one step: its presence says that the folder is complete.

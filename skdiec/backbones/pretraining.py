@@ -186,7 +186,7 @@ def pretrain(
         backbone = training.run(folder, request, checkpoint_seconds, verbose=bool(verbose))
         training.save(folder, request)  # so that a kill while the pipeline is written costs nothing
         backbone.recipe["request"] = _json(request)
-        backbone.save_pretrained(folder, dtype=getattr(torch, settings.dtype))
+        backbone.save_pretrained(folder, dtype=settings.dtype)
         for name in (CHECKPOINT_FILE, f"{CHECKPOINT_FILE}.partial"):
             (folder / name).unlink(missing_ok=True)
         return backbone
