@@ -87,6 +87,7 @@ def draw_search(name: str) -> None:
         figure.colorbar(image, ax=axes[:, across], fraction=0.03)
     for axis in axes[-1]:
         axis.set_xlabel("timestep")
+        axis.tick_params(axis="x", labelsize=7)
     figure.suptitle(f"{NAMES[name]}: every cell of the search; red is the best of each", y=1.0)
     save(figure, f"search_{name}")
 
