@@ -17,7 +17,7 @@ from accuracy import NAMES
 from common import (
     BACKBONES,
     Results,
-    add_data_options,
+    add_run_options,
     agreement,
     in_new_process,
     machine,
@@ -94,9 +94,8 @@ def fitted(name: str, folder: Path | None, seed: int, memory: str, settings: dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_data_options(parser, NAMES)
+    add_run_options(parser, NAMES)
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP")
-    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
     arguments = parser.parse_args()
     results = results_of()
     for name in () if arguments.table else arguments.datasets:

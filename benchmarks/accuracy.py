@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from common import (
     BACKBONES,
     Results,
-    add_data_options,
+    add_run_options,
     agreement,
     in_new_process,
     machine,
@@ -88,8 +89,6 @@ PEERS: dict[str, Callable[..., np.ndarray]] = {
 
 def ours(name: str, folder: Path | None, seed: int, backbone: Path) -> dict[str, Any]:
     """Fit the estimator, and cluster by k-means the representation that it chose."""
-    import time
-
     from sklearn.cluster import KMeans
 
     from skdiec import DiffusionEmbeddedClustering
@@ -117,9 +116,8 @@ def ours(name: str, folder: Path | None, seed: int, backbone: Path) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_data_options(parser, NAMES)
+    add_run_options(parser, NAMES)
     parser.add_argument("--methods", nargs="+", choices=[OURS, *PEERS], default=[OURS, *PEERS], metavar="METHOD")
-    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
     arguments = parser.parse_args()
     results = {name: results_of(name) for name in NAMES}
     for name in () if arguments.table else arguments.datasets:

@@ -144,3 +144,9 @@ def add_data_options(parser: Any, datasets: Mapping[str, object] | Sequence[str]
         "--data", type=Path, help=f"folder with the data sets (default: {FOLDER_VARIABLE}, or download)"
     )
     parser.add_argument("--seeds", type=int, default=5, help="random states 0 to SEEDS - 1 (default: 5)")
+
+
+def add_run_options(parser: Any, datasets: Mapping[str, object] | Sequence[str] = DATASETS) -> None:
+    """Add the options of commands that measure, or only write the table of what was measured."""
+    add_data_options(parser, datasets)
+    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")

@@ -20,7 +20,7 @@ from accuracy import NAMES
 from common import (
     BACKBONES,
     Results,
-    add_data_options,
+    add_run_options,
     in_new_process,
     machine,
     markdown_table,
@@ -88,14 +88,16 @@ def score_timestep(name: str, folder: Path | None, timestep: int, seed: int) -> 
     for cell in cells:
         started = time.perf_counter()
         (reduced, graph, labels), (_, _, other) = (partition(features[cell]) for features in draws)
-        means = [kmeans_labels(reduced[:, :width], 10, seed=seed + start) for start in range(2)]
+        aligned = reduced[:, :width]
+        means = kmeans_labels(aligned, 10, n_init=3, seed=seed)
+        runs = [kmeans_labels(aligned, 10, seed=seed + start) for start in range(2)]
         found.append(
             {
                 "layer": cell.layer,
                 "pooling": cell.pooling,
                 "acc": clustering_accuracy(y, labels),
-                "kmeans_acc": clustering_accuracy(y, kmeans_labels(reduced[:, :width], 10, n_init=3, seed=seed)),
-                "scott": scott_score(reduced[:, :width], kmeans_labels(reduced[:, :width], 10, n_init=3, seed=seed)),
+                "kmeans_acc": clustering_accuracy(y, means),
+                "scott": scott_score(aligned, means),
                 "relative_cut": -relative_cut(graph, labels, 10, balance=1.0),
                 "normalized_cut": -normalized_cut(graph, labels),
                 "modularity": modularity(graph, labels),
@@ -104,7 +106,7 @@ def score_timestep(name: str, folder: Path | None, timestep: int, seed: int) -> 
                 "davies_bouldin": -davies_bouldin_score(reduced, labels),
                 "intrinsic_dimension": -intrinsic_dimension(reduced),
                 "draw_agreement": adjusted_rand_score(labels, other),
-                "seed_agreement": adjusted_rand_score(*means),
+                "seed_agreement": adjusted_rand_score(*runs),
                 "seconds": time.perf_counter() - started,
             }
         )
@@ -125,8 +127,7 @@ def intrinsic_dimension(X: np.ndarray, n_neighbors: int = 20) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_data_options(parser, NAMES)
-    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
+    add_run_options(parser, NAMES)
     arguments = parser.parse_args()
     results = results_of()
     for name in () if arguments.table else arguments.datasets:

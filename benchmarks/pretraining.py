@@ -16,7 +16,7 @@ from typing import Any
 from accuracy import NAMES
 from common import (
     Results,
-    add_data_options,
+    add_run_options,
     agreement,
     in_new_process,
     machine,
@@ -62,10 +62,9 @@ def train_and_fit(name: str, folder: Path | None, seed: int, settings: dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_data_options(parser, CURVE)
+    add_run_options(parser, CURVE)
     parser.add_argument("--recipes", action="store_true", help="also the departures from the defaults, on USPS")
     parser.add_argument("--epochs", type=int, nargs="+", help="points of the price curve")
-    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
     arguments = parser.parse_args()
     results = results_of()
     for name in () if arguments.table else arguments.datasets:

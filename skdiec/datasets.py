@@ -142,7 +142,9 @@ def _download(name: str) -> ImageDataset:
 
 def _check(images: NDArray, labels: NDArray, shape: tuple[int, ...], origin: object) -> None:
     if images.dtype != np.uint8 or images.shape[1:] != shape:
-        raise ValueError(f"{origin} must hold uint8 images of shape (n, {', '.join(map(str, shape))}); "
-                         f"got {images.dtype} of shape {images.shape}")  # fmt: skip
+        raise ValueError(
+            f"{origin} must hold uint8 images of shape (n, {', '.join(map(str, shape))}); "
+            f"got {images.dtype} of shape {images.shape}"
+        )
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{origin} must hold a class for each of its {len(images)} images; got shape {labels.shape}")

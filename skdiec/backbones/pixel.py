@@ -208,9 +208,11 @@ class PixelBackbone:
         from diffusers import DDPMPipeline
 
         folder = Path(folder)
-        network = copy.deepcopy(self.network)
-        for parameter in network.parameters():
-            parameter.data = parameter.data.to(getattr(torch, dtype))
+        network = self.network
+        if dtype != "float32":
+            network = copy.deepcopy(network)
+            for parameter in network.parameters():
+                parameter.data = parameter.data.to(getattr(torch, dtype))
         DDPMPipeline(network, self.scheduler).save_pretrained(folder, safe_serialization=True)
         record = {**self.recipe, "image_shape": list(self.image_shape), "patch_size": self.patch_size}
         # Last, and in one step: its presence says that the folder is complete.
