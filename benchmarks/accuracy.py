@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,29 +88,22 @@ PEERS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def ours(name: str, folder: Path | None, seed: int, backbone: Path) -> dict[str, Any]:
-    """Fit the estimator, and cluster by k-means the representation that it chose."""
-    from sklearn.cluster import KMeans
-
+    """Fit the estimator, and cluster by k-means the features that it chose."""
     from skdiec import DiffusionEmbeddedClustering
-    from skdiec.activations import Cell
-    from skdiec.features import FeatureExtractor
-    from skdiec.images import as_image_source
-    from skdiec.search import reduce_features
 
     images = load_dataset(name, folder).images
-    model = DiffusionEmbeddedClustering(10, backbone=backbone, random_state=seed).fit(images)
-    cell = Cell(model.layer_, model.timestep_, model.pooling_)
-    features = FeatureExtractor(model.backbone_, model.n_draws, seed).extract(as_image_source(images), [cell])[cell]
-    started = time.perf_counter()
-    reduced = reduce_features(features, model.n_components, seed=seed).transform(features)
-    labels = KMeans(10, n_init=10, random_state=seed).fit_predict(reduced)
+    with tempfile.TemporaryDirectory() as cache:
+        settings = {"n_clusters": 10, "backbone": backbone, "random_state": seed, "memory": cache}
+        model = DiffusionEmbeddedClustering(**settings).fit(images)
+        cell = {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
+        kmeans = DiffusionEmbeddedClustering(**settings, **cell, init="k-means++", head=None).fit(images)
     return {
         "labels": model.labels_,
         "initial": model.initial_labels_,
-        "kmeans": labels,
-        "kmeans_seconds": time.perf_counter() - started,
+        "kmeans": kmeans.initial_labels_,
+        "kmeans_seconds": kmeans.fit_seconds_["start"],
         "stages": model.fit_seconds_,
-        "cell": f"{cell.layer} t={cell.timestep} p={cell.pooling}",
+        "cell": f"{model.layer_} t={model.timestep_} p={model.pooling_}",
     }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -26,6 +28,24 @@ BLOCK_ROWS = 4096
 """Rows whose features `map_features` holds at a time."""
 
 
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
+
+
+class Draw(NamedTuple):
+    """What one pass sees of the images.
+
+    Attributes
+    ----------
+    noise : Tensor of shape input_shape
+        Shared by all images.
+    offset : tuple of int
+        Pixels to the right and down by which they are moved.
+    """
+
+    noise: Tensor
+    offset: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class FeatureExtractor:
     """Extract pooled activations of noisy images.
@@ -33,14 +53,19 @@ class FeatureExtractor:
     An image x_0 is noised to x_t, a forward pass yields the activations h(l, t), which are averaged over
     ``pooling x pooling`` cells and over noise draws (sections 3.1 and 3.2 of DiEC, https://arxiv.org/abs/2512.20905).
     Departing from the paper, each draw is one noise tensor shared by all images (common random numbers): features
-    do not depend on batch or row order, and noise does not blur the comparison of images.
+    do not depend on batch or row order, and noise does not blur the comparison of images. Also departing
+    from it, draws after the first can see the images moved by some pixels: like noise, where exactly an image was
+    cropped is not to tell images apart.
 
     Parameters
     ----------
     backbone : PixelBackbone
         On the device that computes.
-    n_draws : int, default=2
+    n_draws : int, default=1
         Noise draws that are averaged.
+    shift : int, default=0
+        Pixels by which draws after the first see the images moved: right, left, down and up by turns. Pixels of
+        the border are repeated.
     seed : int, default=0
         Seeds the draws.
     batch_size : int, default=128
@@ -50,16 +75,19 @@ class FeatureExtractor:
     """
 
     backbone: PixelBackbone
-    n_draws: int = 2
+    n_draws: int = 1
+    shift: int = 0
     seed: int = 0
     batch_size: int = 128
     memory: joblib.Memory = field(default_factory=lambda: joblib.Memory(location=None, verbose=0))
 
-    def noise(self) -> Tensor:
-        """Return the noise draws, shape (n_draws, *input_shape), on the backbone's device."""
+    def draws(self) -> list[Draw]:
+        """Return what each pass sees of the images."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.n_draws, *self.backbone.input_shape)
-        return torch.randn(shape, generator=generator).to(self.backbone.device)
+        noise = torch.randn(shape, generator=generator).to(self.backbone.device)
+        offsets = [(0, 0), *(itertools.islice(itertools.cycle(_DIRECTIONS), self.n_draws - 1))]
+        return [Draw(tensor, (self.shift * x, self.shift * y)) for tensor, (x, y) in zip(noise, offsets, strict=True)]
 
     def layer_shapes(self, names: Sequence[str] | None = None) -> dict[str, tuple[int, int, int]]:
         """Return ``(channels, height, width)`` of the layers' maps, in order of execution; see `activations`."""
@@ -108,7 +136,7 @@ class FeatureExtractor:
             self.backbone.fingerprint(),
             tuple(cells),
             None if rows is None else hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest(),
-            (self.n_draws, self.seed, draw),
+            (self.n_draws, self.shift, self.seed, draw),
         )
         cached = self.memory.cache(_extract_cached, ignore=["extractor", "arguments"], verbose=0)
         return cached(key, self, (source, cells, rows, draw))
@@ -121,7 +149,7 @@ class FeatureExtractor:
         draw: int | None,
     ) -> dict[Cell, NDArray[np.float32]]:
         rows = np.arange(len(source)) if rows is None else np.asarray(rows)
-        noise = self.noise() if draw is None else self.noise()[draw : draw + 1]
+        draws = self.draws() if draw is None else self.draws()[draw : draw + 1]
         features: dict[Cell, NDArray[np.float32]] = {}
         batch_size = ROW_MULTIPLE * math.ceil(self.batch_size / ROW_MULTIPLE)
         network = self.backbone.network
@@ -129,7 +157,7 @@ class FeatureExtractor:
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
                 images = torch.from_numpy(source.read(batch)).to(self.backbone.device)
-                for cell, values in self.forward(images, cells, noise).items():
+                for cell, values in self.forward(images, cells, draws).items():
                     if cell not in features:
                         features[cell] = np.empty((len(rows), values.shape[1]), dtype=np.float32)
                     features[cell][start : start + len(batch)] = values.cpu().numpy()
@@ -140,7 +168,7 @@ class FeatureExtractor:
                 raise ValueError(f"the backbone's activations at {cell} are not finite")
         return features
 
-    def forward(self, images: Tensor, cells: Sequence[Cell], noise: Tensor) -> dict[Cell, Tensor]:
+    def forward(self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw]) -> dict[Cell, Tensor]:
         """Compute the features of one batch, differentiable where gradients are enabled.
 
         Parameters
@@ -149,20 +177,19 @@ class FeatureExtractor:
             In [-1, 1], on the backbone's device.
         cells : sequence of Cell
             All of one timestep.
-        noise : Tensor of shape (r, *input_shape)
-            Draws to average over.
+        draws : sequence of Draw
+            What to average over.
 
         Returns
         -------
         dict of Cell to Tensor of shape (n, channels * pooling**2), float32
         """
         backbone = self.backbone
-        x0 = backbone.prepare(images)
-        n = len(x0)
+        n = len(images)
         missing = -n % ROW_MULTIPLE
         if missing:
-            x0 = torch.cat([x0, x0[:1].expand(missing, *x0.shape[1:])])
-        timesteps = torch.full((len(x0),), cells[0].timestep, dtype=torch.long, device=x0.device)
+            images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+        timesteps = torch.full((len(images),), cells[0].timestep, dtype=torch.long, device=images.device)
         wanted: dict[str, list[Cell]] = {}
         for cell in cells:
             wanted.setdefault(cell.layer, []).append(cell)
@@ -171,15 +198,26 @@ class FeatureExtractor:
             return {cell: activations.pool(activation, cell.pooling) for cell in wanted[layer]}
 
         totals: dict[Cell, Tensor] = {}
-        for draw in noise:
-            x_t = backbone.add_noise(x0, draw.expand_as(x0), timesteps)
+        for draw in draws:
+            x0 = backbone.prepare(_moved(images, *draw.offset))
+            x_t = backbone.add_noise(x0, draw.noise.expand_as(x0), timesteps)
             maps = activations.capture(
                 backbone.network, lambda x_t=x_t: backbone.predict(x_t, timesteps), list(wanted), reduce
             )
             for pooled in maps.values():
                 for cell, values in pooled.items():
                     totals[cell] = totals[cell] + values if cell in totals else values
-        return {cell: total[:n] / len(noise) for cell, total in totals.items()}
+        return {cell: total[:n] / len(draws) for cell, total in totals.items()}
+
+
+def _moved(images: Tensor, right: int, down: int) -> Tensor:
+    """Move images by some pixels, repeating those of the border."""
+    if right == down == 0:
+        return images
+    height, width = images.shape[2:]
+    rows = (torch.arange(height, device=images.device) - down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) - right).clamp(0, width - 1)
+    return images[:, :, rows[:, None], columns]
 
 
 def _extract_cached(key: tuple, extractor: FeatureExtractor, arguments: tuple) -> dict[Cell, NDArray[np.float32]]:
@@ -217,7 +255,7 @@ class CellFeatures:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the features of some rows, shape (m, d), on the backbone's device."""
-        return self.extractor.forward(self._images(rows), [self.cell], self.extractor.noise())[self.cell]
+        return self.extractor.forward(self._images(rows), [self.cell], self.extractor.draws())[self.cell]
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps (L_Re)."""

@@ -471,6 +471,7 @@ def test_memory_tells_weights_of_loaded_backbones_and_images_apart(make_model, m
         ({"n_init": 4}, {"start": 1}),
         ({"n_components": 3}, {"start": 1}),
         ({"n_draws": 3}, {"start": 1, "passes": 1}),
+        ({"shift": 2}, {"search": 1, "start": 1, "passes": 2}),
         ({"criterion": "scott"}, {"search": 1, "passes": 1}),
         ({"search_draws": 2}, {"search": 1, "passes": 2}),
         ({"max_search_samples": 30}, {"search": 1, "passes": 1}),
@@ -514,7 +515,7 @@ def test_dual_branch_trains_a_copy_of_the_backbone(make_model, make_unet, images
 def features_of(backbone, images):
     cell = Cell("mid_block", 50, 2)
     seed = int(np.random.RandomState(0).randint(2**31 - 1, size=2)[1])  # the second seed is that of noise
-    return FeatureExtractor(backbone, seed=seed).extract(as_image_source(images), [cell])[cell]
+    return FeatureExtractor(backbone, 5, shift=1, seed=seed).extract(as_image_source(images), [cell])[cell]
 
 
 def scaled_distances(features, frozen):
@@ -771,6 +772,7 @@ WIRING = {
     "max_search_samples": reaches(20, "grid_search.n_images"),
     "search_draws": reaches(3, "grid_search.n_draws"),
     "n_draws": reaches(3, "extract.self.n_draws", search_draws=3),
+    "shift": reaches(2, "extract.self.shift"),
     "n_components": reaches(5, "_find_start.n_components"),
     "n_neighbors": reaches(4, "grid_search.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
     "init": reaches("k-means++", "_find_start.init"),

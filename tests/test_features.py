@@ -64,9 +64,9 @@ def hook_count(network):
 
 def test_draws_depend_on_the_seed_alone(extractor, rng_untouched):
     with rng_untouched():
-        noise = extractor.noise()
+        noise = torch.stack([draw.noise for draw in extractor.draws()])
     assert torch.equal(noise, draws(3, seed=7))
-    assert not torch.equal(noise, dataclasses.replace(extractor, seed=8).noise())
+    assert not torch.equal(noise[0], dataclasses.replace(extractor, seed=8).draws()[0].noise)
     assert noise.mean().item() == pytest.approx(0, abs=0.2)
     assert noise.std().item() == pytest.approx(1, abs=0.2)
 
@@ -93,6 +93,24 @@ def test_one_draw_alone(extractor):
         expected = naive_features(extractor.backbone, range(21), cell, noise[None])
         assert_allclose(matrix, expected, rtol=1e-4, atol=1e-5)
     assert_allclose(np.mean(found, axis=0), extractor.extract(SOURCE, [cell])[cell], atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1, 3])
+def test_draws_after_the_first_see_moved_images(shift, backbone):
+    extractor = FeatureExtractor(backbone, n_draws=6, shift=shift, seed=7)
+    cell = CELLS[5]
+    padded = np.pad(IMAGES, ((0, 0), (shift, shift), (shift, shift)), mode="edge")
+    rights, downs = [0, 1, -1, 0, 0, 1], [0, 0, 0, 1, -1, 0]
+    total = 0
+    for draw, (right, down) in enumerate(zip(rights, downs, strict=True)):
+        top, left = shift - shift * down, shift - shift * right
+        moved = as_image_source(np.ascontiguousarray(padded[:, top : top + 8, left : left + 8]))
+        expected = dataclasses.replace(extractor, shift=0).extract(moved, [cell], draw=draw)[cell]
+        assert_allclose(extractor.extract(SOURCE, [cell], draw=draw)[cell], expected, rtol=1e-5, atol=1e-6)
+        total = total + expected
+    assert_allclose(extractor.extract(SOURCE, [cell])[cell], total / 6, rtol=1e-4, atol=1e-5)
+    unmoved = dataclasses.replace(extractor, shift=0).extract(SOURCE, [cell])[cell]
+    assert np.abs(unmoved - total / 6).max() > 1e-3
 
 
 @pytest.mark.parametrize("timestep", [0, 999])
@@ -237,7 +255,7 @@ def test_cached_features_equal_computed_ones_and_run_no_network(cached):
             np.testing.assert_array_equal(found[cell], expected[cell])
 
 
-@pytest.mark.parametrize("setting", [{"seed": 8}, {"n_draws": 2}])
+@pytest.mark.parametrize("setting", [{"seed": 8}, {"n_draws": 2}, {"shift": 1}])
 def test_cache_tells_settings_apart(setting, cached):
     extractor, rows, _, _ = cached
     with pytest.raises(RuntimeError, match="the network runs"):
