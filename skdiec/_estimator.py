@@ -52,6 +52,9 @@ DEFAULT_TIMESTEPS = (10, 25, 50, 100, 150, 200, 300, 400)
 DEFAULT_POOLINGS = (1, 2, 4)
 """Poolings searched by default."""
 
+_SHIFT_FROM_SIDE = 16
+"""Sides from which images are moved by default: in smaller ones, a pixel is too much of what they show."""
+
 _SEARCH_COMPONENTS = 32
 _SEARCH_INIT = 3
 
@@ -120,9 +123,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     n_draws : int, default=5
         Noise draws that the features of the chosen cell are averaged over: as many forward passes for each image.
 
-    shift : int, default=1
-        Pixels by which draws after the first see the images moved: right, left, down and up by turns. Departs from
-        the paper, whose draws differ in noise alone; 0 does so too.
+    shift : int, default=None
+        Pixels by which draws after the first see the images moved: right, left, down and up by turns. None is 1 for
+        images of at least 16 pixels a side, 0 for smaller ones and tables. Departs from the paper, whose draws differ
+        in noise alone, as they do with 0.
 
     n_components : int, default=128
         Dimensions that PCA reduces features to; also those of the embedding.
@@ -286,7 +290,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "max_search_samples": [Interval(Integral, 2, None, closed="left")],
         "search_draws": [Interval(Integral, 1, None, closed="left")],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
-        "shift": [Interval(Integral, 0, None, closed="left")],
+        "shift": [Interval(Integral, 0, None, closed="left"), None],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "init": [StrOptions({"graph", "k-means++"}), "array-like"],
@@ -331,7 +335,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         max_search_samples: int = 2000,
         search_draws: int = 1,
         n_draws: int = 5,
-        shift: int = 1,
+        shift: int | None = None,
         n_components: int = 128,
         n_neighbors: int = 10,
         init: str | ArrayLike = "graph",
@@ -464,7 +468,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         elif backbone is self.backbone:  # a PixelBackbone of the caller's
             backbone = backbone.copy()
         backbone = backbone.to(device)
-        extractor = FeatureExtractor(backbone, self.n_draws, self.shift, seeds.noise, self.inference_batch_size)
+        shift = self.shift
+        if shift is None:
+            shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
+        extractor = FeatureExtractor(backbone, self.n_draws, shift, seeds.noise, self.inference_batch_size)
         clock.stop("backbone")
         search = self._search(extractor, source, layers, timesteps, poolings, memory, seeds)
         cell = search.best
@@ -696,7 +703,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         rows = np.sort(np.random.default_rng(seeds.subset).choice(len(source), size, replace=False))
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
         key = (
-            (source.fingerprint(), extractor.backbone.fingerprint(), seeds, self.shift)
+            (source.fingerprint(), extractor.backbone.fingerprint(), seeds, extractor.shift)
             if memory.location is not None
             else ()
         )

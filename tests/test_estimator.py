@@ -515,7 +515,18 @@ def test_dual_branch_trains_a_copy_of_the_backbone(make_model, make_unet, images
 def features_of(backbone, images):
     cell = Cell("mid_block", 50, 2)
     seed = int(np.random.RandomState(0).randint(2**31 - 1, size=2)[1])  # the second seed is that of noise
-    return FeatureExtractor(backbone, 5, shift=1, seed=seed).extract(as_image_source(images), [cell])[cell]
+    return FeatureExtractor(backbone, 5, seed=seed).extract(as_image_source(images), [cell])[cell]
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape", "expected"),
+    [((16, 17), None, 1), ((15, 20), None, 0), ((256,), None, 0), ((256,), (16, 16), 1)],
+    ids=["large", "small", "table", "flat rows"],
+)
+def test_images_are_moved_by_a_pixel_where_they_are_large_enough(shape, image_shape, expected, make_model, calls):
+    X = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
+    make_model(**AUTO, image_shape=image_shape, max_epochs=1).fit(X)
+    assert {call.self.shift for call in calls["extract"]} == {expected}
 
 
 def scaled_distances(features, frozen):
