@@ -19,6 +19,7 @@ from common import (
     Results,
     add_run_options,
     agreement,
+    departures,
     in_new_process,
     machine,
     markdown_table,
@@ -62,7 +63,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "n_draws=9, shift=1": {"n_draws": 9, "shift": 1},
     },
     "branch": {
-        "frozen, 6 epochs": {"max_epochs": 12},
+        "frozen, 6 epochs": {"max_epochs": 6},
         "dual branch, 6 epochs": BRANCH,
         "dual branch without L_Re": {**BRANCH, "denoising_weight": 0.0},
         'head="direct"': {**BRANCH, "head": "direct"},
@@ -151,8 +152,7 @@ def table(results: Results) -> list[str]:
         if rows:
             header = (NAMES[name], "seeds", "ACC of the start", "ACC", "NMI", "ARI", "training s", "denoising loss")
             lines += [*markdown_table(header, rows), ""]
-    base = ", ".join(f"{name}={value}" for name, value in BASE.items())
-    lines += [f"Base: the defaults, but for {base}. Denoising loss: after training, as a multiple of that before."]
+    lines += [f"Base: {departures(BASE)}. Denoising loss: after training, as a multiple of that before."]
     return [*lines, *sources(results), "Command: `python benchmarks/ablations.py`."]
 
 

@@ -137,6 +137,11 @@ def sources(results: Results) -> list[str]:
     return [f"Machine: {'; '.join(found)}."]
 
 
+def departures(settings: Mapping[str, object]) -> str:
+    """Say in what a benchmark's fits depart from the estimator's defaults."""
+    return f"the defaults, but for {', '.join(f'{name}={value}' for name, value in settings.items())}"
+
+
 def add_data_options(parser: Any, datasets: Mapping[str, object] | Sequence[str] = DATASETS) -> None:
     """Add the options of all commands: which data sets, where they are, and how many seeds."""
     parser.add_argument("--datasets", nargs="+", choices=list(datasets), default=list(datasets), metavar="NAME")

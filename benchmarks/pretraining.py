@@ -18,6 +18,7 @@ from common import (
     Results,
     add_run_options,
     agreement,
+    departures,
     in_new_process,
     machine,
     markdown_table,
@@ -115,7 +116,7 @@ def table(results: Results) -> list[str]:
     return [
         *markdown_table(header, lines),
         "",
-        f"Fits: the defaults, but for {', '.join(f'{name}={value}' for name, value in FIT.items())}.",
+        f"Fits: {departures(FIT)}.",
         *sources(results),
         "Command: `python benchmarks/pretraining.py --recipes`.",
     ]

@@ -702,11 +702,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         size = min(len(source), self.max_search_samples)
         rows = np.sort(np.random.default_rng(seeds.subset).choice(len(source), size, replace=False))
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
-        key = (
-            (source.fingerprint(), extractor.backbone.fingerprint(), seeds, extractor.shift)
-            if memory.location is not None
-            else ()
-        )
+        key: tuple = ()
+        if memory.location is not None:
+            key = (source.fingerprint(), extractor.backbone.fingerprint(), seeds, extractor.shift)
         return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
             key,
             lambda cells, draw: extractor.extract(source, cells, rows=rows, draw=draw),

@@ -27,7 +27,6 @@ differently, in the last bits; full groups make a row's features independent of 
 BLOCK_ROWS = 4096
 """Rows whose features `map_features` holds at a time."""
 
-
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
 
@@ -198,8 +197,9 @@ class FeatureExtractor:
             return {cell: activations.pool(activation, cell.pooling) for cell in wanted[layer]}
 
         totals: dict[Cell, Tensor] = {}
+        prepared = {offset: backbone.prepare(_moved(images, *offset)) for offset in {draw.offset for draw in draws}}
         for draw in draws:
-            x0 = backbone.prepare(_moved(images, *draw.offset))
+            x0 = prepared[draw.offset]
             x_t = backbone.add_noise(x0, draw.noise.expand_as(x0), timesteps)
             maps = activations.capture(
                 backbone.network, lambda x_t=x_t: backbone.predict(x_t, timesteps), list(wanted), reduce
