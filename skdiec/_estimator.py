@@ -177,7 +177,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Images per training step.
 
     learning_rate : float, default=1e-3
-        Step size of Adam, for head, centres and backbone alike.
+        Step size of Adam for head and centres.
+
+    backbone_learning_rate : float, default=1e-4
+        Step size of Adam for the backbone, with `train_backbone`.
 
     tol : float, default=1e-4
         Training ends when at most this share of the images changes cluster in an epoch.
@@ -307,6 +310,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "backbone_learning_rate": [Interval(Real, 0, None, closed="neither")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "update_interval": [Interval(Integral, 1, None, closed="left")],
         "pretrain_params": [dict, None],
@@ -352,6 +356,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         warmup_epochs: int = 10,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
+        backbone_learning_rate: float = 1e-4,
         tol: float = 1e-4,
         update_interval: int = 1,
         pretrain_params: Mapping[str, Any] | None = None,
@@ -393,6 +398,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.warmup_epochs = warmup_epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.backbone_learning_rate = backbone_learning_rate
         self.tol = tol
         self.update_interval = update_interval
         self.pretrain_params = pretrain_params
@@ -753,6 +759,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             warmup_epochs=self.warmup_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            backbone_learning_rate=self.backbone_learning_rate,
             tol=self.tol,
             update_interval=self.update_interval,
             seed=seed,

@@ -253,9 +253,16 @@ class CellFeatures:
         """Images per pass where no gradient is kept."""
         return self.extractor.batch_size
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Return the features of some rows, shape (m, d), on the backbone's device."""
-        return self.extractor.forward(self._images(rows), [self.cell], self.extractor.draws())[self.cell]
+    @property
+    def n_draws(self) -> int:
+        """Draws that features are averaged over."""
+        return self.extractor.n_draws
+
+    def __call__(self, rows: Tensor, draw: int | None = None) -> Tensor:
+        """Return the features of some rows, shape (m, d), on the backbone's device: of one draw, or of all."""
+        draws = self.extractor.draws()
+        chosen = draws if draw is None else [draws[draw]]
+        return self.extractor.forward(self._images(rows), [self.cell], chosen)[self.cell]
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps (L_Re)."""

@@ -43,6 +43,7 @@ class TrainingConfig:
     warmup_epochs: int = 10
     batch_size: int = 128
     learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-4
     tol: float = 1e-4
     update_interval: int = 1
     seed: int = 0
@@ -131,6 +132,9 @@ class Embedder(Protocol):
     module: nn.Module
     """Holds all that is trained; its state is what a best epoch keeps."""
 
+    backbone: nn.Module | None
+    """The part of it that has the backbone's learning rate; None where the backbone does not train."""
+
     def embed(self, rows: Tensor) -> Tensor:
         """Return z of some rows, shape (m, d), with gradient."""
 
@@ -157,7 +161,7 @@ class FrozenEmbedder:
     """
 
     def __init__(self, h: NDArray, head: ResidualHead, device: torch.device) -> None:
-        self.module = head.float().to(device)
+        self.module, self.backbone = head.float().to(device), None
         self._h = torch.as_tensor(h, dtype=torch.float32, device=device)
 
     def embed(self, rows: Tensor) -> Tensor:
@@ -184,12 +188,13 @@ class BackboneFeatures(Protocol):
 
     network: nn.Module
     batch_size: int
+    n_draws: int
 
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Return pooled activations of some rows, with gradient."""
+    def __call__(self, rows: Tensor, draw: int | None = None) -> Tensor:
+        """Return pooled activations of some rows, with gradient: of one draw, or the mean of all."""
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps."""
@@ -197,6 +202,9 @@ class BackboneFeatures(Protocol):
 
 class BackboneEmbedder:
     """The paper's dual branch: the backbone trains with the head, held to denoising by L_Re.
+
+    A step sees one draw, chosen at random, where `embed_all` averages all of them: a gradient through every draw would
+    cost as many times more.
 
     Parameters
     ----------
@@ -212,7 +220,7 @@ class BackboneEmbedder:
         Weight of L_Re; 0 leaves it out.
     device : torch.device
     seed : int
-        Seeds the noise that drift is measured with.
+        Seeds the choice of draws, and the noise that drift is measured with.
     """
 
     def __init__(
@@ -231,18 +239,23 @@ class BackboneEmbedder:
         self._h0 = torch.as_tensor(h0, dtype=torch.float32, device=device)
         self._denoising_weight = denoising_weight
         self._device, self._seed = device, seed
-        network = features.network.requires_grad_(True)
-        self.module = nn.ModuleList([network] if self._head is None else [network, self._head])
+        self._choice = torch.Generator().manual_seed(seed)
+        self.backbone = features.network.requires_grad_(True)
+        self.module = nn.ModuleList([self.backbone] if self._head is None else [self.backbone, self._head])
 
     def embed(self, rows: Tensor) -> Tensor:
         """Return z of some rows."""
-        h = self._projection(self._features(rows))
-        return h if self._head is None else self._head(self._h0[rows], h)
+        draw = int(torch.randint(self._features.n_draws, (), generator=self._choice))
+        return self._embed(rows, self._features(rows, draw))
 
     def embed_all(self) -> Tensor:
         """Return z of all rows."""
         with torch.no_grad():
-            return torch.cat([self.embed(rows) for rows in self._rows(len(self._features))])
+            return torch.cat([self._embed(rows, self._features(rows)) for rows in self._rows(len(self._features))])
+
+    def _embed(self, rows: Tensor, features: Tensor) -> Tensor:
+        h = self._projection(features)
+        return h if self._head is None else self._head(self._h0[rows], h)
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor | None:
         """Return the weighted L_Re of some rows."""
@@ -339,8 +352,13 @@ def train(
     labels = np.asarray(initial_labels)
     start = embedder.embed_all()
     centers = nn.Parameter(_means(start, labels, n_clusters))
-    parameters = [*embedder.module.parameters(), centers]
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    backbone = list(embedder.backbone.parameters()) if embedder.backbone is not None else []
+    known = set(backbone)
+    groups = [
+        {"params": [*(weight for weight in embedder.module.parameters() if weight not in known), centers]},
+        {"params": backbone, "lr": config.backbone_learning_rate},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
     edges = sparse.coo_array(graph)
     heads = torch.as_tensor(edges.row, dtype=torch.long)
     tails = torch.as_tensor(edges.col, dtype=torch.long)
@@ -504,6 +522,6 @@ class _Tracker:
         if drift[-1] > (1 + DRIFT_TOLERANCE) * drift[0]:
             warnings.warn(
                 f"generative drift: the denoising loss rose from {drift[0]:.4f} to {drift[-1]:.4f}; "
-                "lower alpha or learning_rate, or raise denoising_weight",
+                "lower alpha or backbone_learning_rate, or raise denoising_weight",
                 stacklevel=3,
             )

@@ -343,6 +343,9 @@ def test_cell_features_are_the_extracted_ones_with_their_gradient(extractor):
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
     assert hook_count(features.network) == 0
     assert_allclose(features(rows).detach(), extractor.extract(SOURCE, [cell], rows=rows.numpy())[cell], atol=1e-6)
+    for draw in range(features.n_draws):
+        expected = extractor.extract(SOURCE, [cell], rows=rows.numpy(), draw=draw)[cell]
+        assert_allclose(features(rows, draw).detach(), expected, atol=1e-6)
 
 
 def test_denoising_loss_draws_noise_and_timesteps_from_the_generator(extractor, rng_untouched):

@@ -82,7 +82,7 @@ class Scripted:
     corners = 5 * torch.eye(3)
 
     def __init__(self, labels, drifts=(float("nan"),), nan_from=LATER):
-        self.module = nn.Linear(1, 1)
+        self.module, self.backbone = nn.Linear(1, 1), None
         self.module.register_buffer("epoch", torch.tensor(-1))
         self.labels, self.drifts, self.nan_from = labels, drifts, nan_from
 
@@ -182,21 +182,24 @@ def test_frozen_embedder_applies_its_head_to_the_features(monkeypatch):
 
 
 class LinearFeatures:
-    """A backbone of one linear layer, whose denoising loss is the mean of (network(x) - x - noise)^2."""
+    """A backbone of one linear layer, whose denoising loss is the mean of (network(x) - x - noise)^2.
 
-    def __init__(self, n=60, batch_size=8, noise=0.0):
+    Draw k sees x + k; the mean of all draws is taken as that of draw 0.
+    """
+
+    def __init__(self, n=60, batch_size=8, noise=0.0, n_draws=1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.network = nn.Linear(4, 4, bias=False).requires_grad_(False)
         self.x = torch.from_numpy(blobs()[:n]).float()
-        self.batch_size, self.noise, self.passes = batch_size, noise, []
+        self.batch_size, self.noise, self.n_draws, self.passes = batch_size, noise, n_draws, []
 
     def __len__(self):
         return len(self.x)
 
-    def __call__(self, rows):
+    def __call__(self, rows, draw=None):
         self.passes.append(len(rows))
-        return self.network(self.x[rows])
+        return self.network(self.x[rows] + (draw or 0))
 
     def denoising_loss(self, rows, generator):
         noise = self.noise * torch.randn((len(rows), 4), generator=generator)
@@ -231,6 +234,19 @@ def test_dual_branch_starts_at_the_frozen_features_and_trains_backbone_and_head(
     embedder.embed(rows).sum().backward()
     assert features.network.weight.grad[:3].abs().min() > 0  # the projection drops the fourth
     assert embedder._head.g[2].weight.grad.abs().max() > 0
+
+
+def test_a_step_of_the_dual_branch_sees_one_draw_chosen_at_random_and_embedding_all_of_them(rng_untouched):
+    embedder, projection, h0 = dual(features := LinearFeatures(n_draws=3), head=False)
+    rows = torch.tensor([7, 0])
+    with rng_untouched(), torch.no_grad():
+        seen = torch.stack([embedder.embed(rows) for _ in range(30)])
+        again = torch.stack([dual(features, head=False)[0].embed(rows) for _ in range(2)])
+    h = [projection.project(features(rows, draw).detach().numpy()) for draw in range(3)]
+    chosen = [next(draw for draw in range(3) if np.allclose(z, h[draw], atol=1e-4)) for z in seen]
+    assert set(chosen) == {0, 1, 2}
+    assert_allclose(again[0], again[1])  # seeded
+    assert_allclose(embedder.embed_all(), h0, rtol=1e-5, atol=1e-5)
 
 
 def test_direct_fine_tuning_embeds_by_the_backbone_alone():
@@ -346,7 +362,7 @@ def test_denoising_term_holds_the_backbone_to_denoising():
     drifts = {}
     for weight in (0.0, 1.0):
         embedder, _, h0 = dual(LinearFeatures(), denoising_weight=weight)
-        config = TrainingConfig(max_epochs=15, learning_rate=0.05, tol=-1.0)
+        config = TrainingConfig(max_epochs=15, learning_rate=0.05, backbone_learning_rate=0.05, tol=-1.0)
         history = train(embedder, knn_graph(h0, 4), CLASSES, 3, config).history
         drifts[weight] = history["denoising"][-1] / history["denoising"][0]
     assert drifts[1.0] < 0.3
@@ -411,6 +427,27 @@ def test_target_and_graph_weights_are_those_of_the_start_then_updated_together(
     assert all(
         np.abs(one - two).max() > 1e-4 for one, two in zip(watched["targets"], watched["targets"][1:], strict=False)
     )
+
+
+@pytest.mark.parametrize(("learning_rate", "backbone_learning_rate"), [(1e-3, 1e-4), (1e-4, 1e-2)])
+@pytest.mark.parametrize("head", [True, False])
+def test_backbone_has_a_learning_rate_of_its_own(head, learning_rate, backbone_learning_rate):
+    features = LinearFeatures()
+    embedder, _, h0 = dual(features, head=head)
+    before = features.network.weight.detach().clone()
+    config = TrainingConfig(
+        max_epochs=1,
+        batch_size=64,
+        tol=-1.0,
+        learning_rate=learning_rate,
+        backbone_learning_rate=backbone_learning_rate,
+    )
+    result = train(embedder, knn_graph(h0, 4), CLASSES, 3, config)
+    # The first step of Adam has the length of the learning rate.
+    assert (features.network.weight - before).abs().max().item() == pytest.approx(backbone_learning_rate, rel=0.01)
+    assert np.abs(result.centers - means(h0, CLASSES)).max() == pytest.approx(learning_rate, rel=0.01)
+    if head:
+        assert embedder._head.g[2].weight.abs().max().item() == pytest.approx(learning_rate, rel=0.01)
 
 
 class Recording(FrozenEmbedder):
@@ -628,7 +665,7 @@ def test_rise_of_the_denoising_loss_is_told_of(last, warned):
         return
     assert messages(record) == [
         "generative drift: the denoising loss rose from 2.0000 to 2.3000; "
-        "lower alpha or learning_rate, or raise denoising_weight"
+        "lower alpha or backbone_learning_rate, or raise denoising_weight"
     ]
 
 
@@ -670,7 +707,7 @@ def test_training_depends_on_its_seed_and_on_nothing_else(rng_untouched):
 
 def test_every_setting_has_a_test_of_its_wiring():
     assert {setting.name for setting in dataclasses.fields(TrainingConfig)} == {
-        *("alpha", "beta", "gamma", "nu", "learning_rate", "batch_size", "tol"),
+        *("alpha", "beta", "gamma", "nu", "learning_rate", "backbone_learning_rate", "batch_size", "tol"),
         *("update_interval", "max_epochs", "warmup_epochs", "seed"),
     }
 
