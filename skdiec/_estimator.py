@@ -107,11 +107,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     search : {"grid"}, default="grid"
         How to search: ``"grid"`` scores every combination.
 
-    criterion : {"relative_cut", "normalized_cut", "scott"} or callable, default="relative_cut"
-        What a cell of the search is scored by: the normalised cut of the best partition found on its neighbourhood
-        graph, as it is or relative to what further clusters would cost (`skdiec.scores.relative_cut`); the paper's
-        Scott score; or ``criterion(features, labels)``, higher is better, such as
-        `sklearn.metrics.silhouette_score`. Departs from the paper, whose Scott score keeps rising with noise;
+    criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
+        What a cell of the search is scored by. All but the Scott score look at the best partition found on the cell's
+        neighbourhood graph: its modularity on the graphs of the quarter of the cells with the highest Scott scores
+        taken together (``"consensus"``); its normalised cut on its own graph, as it is or relative to what further
+        clusters would cost (`skdiec.scores.relative_cut`); or ``criterion(features, labels)``, higher is better, such
+        as `sklearn.metrics.silhouette_score`. ``"scott"`` is the paper's, which keeps rising with noise;
         `scott_scores_` is there whatever chooses.
 
     max_search_samples : int, default=2000
@@ -289,7 +290,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "timestep": [Integral, "array-like", None],
         "pooling": [Interval(Integral, 1, None, closed="left"), "array-like", None],
         "search": [StrOptions({"grid"})],
-        "criterion": [StrOptions({"relative_cut", "normalized_cut", "scott"}), callable],
+        "criterion": [StrOptions({"consensus", "relative_cut", "normalized_cut", "scott"}), callable],
         "max_search_samples": [Interval(Integral, 2, None, closed="left")],
         "search_draws": [Interval(Integral, 1, None, closed="left")],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
@@ -335,7 +336,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         timestep: int | Sequence[int] | None = None,
         pooling: int | Sequence[int] | None = None,
         search: str = "grid",
-        criterion: str | Callable[[NDArray, NDArray], float] = "relative_cut",
+        criterion: str | Callable[[NDArray, NDArray], float] = "consensus",
         max_search_samples: int = 2000,
         search_draws: int = 1,
         n_draws: int = 5,

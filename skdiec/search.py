@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
-from skdiec.scores import balanced_cut, normalized_cut, relative_cut, scott_score
+from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
 
 logger = logging.getLogger(__name__)
 
 Extract = Callable[[Sequence[Cell], int], Mapping[Cell, NDArray[np.float32]]]
 Criterion = str | Callable[[NDArray, NDArray], float]
+
+TRUSTED_SHARE = 0.25
+"""Share of the cells, those with the highest Scott scores, whose graphs make the consensus graph."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class SearchResult:
     poolings : tuple of int
         Third axis of the scores.
     scores : dict of str to ndarray of shape (n_layers, n_timesteps, n_poolings)
-        ``"scott"`` and the criterion's values, higher is better throughout (the normalised cut with its sign
+        ``"scott"`` and the criterion's values, higher is better throughout (cuts with their sign
         turned). NaN where a layer's map has fewer pixels than the pooling has cells.
     criterion : str
         The key of `scores` that chose.
@@ -71,7 +75,7 @@ def grid_search(
     timesteps: Sequence[int],
     poolings: Sequence[int],
     n_clusters: int,
-    criterion: Criterion = "relative_cut",
+    criterion: Criterion = "consensus",
     n_components: int = 32,
     n_neighbors: int = 10,
     n_init: int = 3,
@@ -85,6 +89,11 @@ def grid_search(
     PCA to the same number of dimensions and clustered by k-means, which gives the Scott score; for other
     criteria, by the partition with the lowest balanced cut of their neighbourhood graph. Scores are averaged over
     draws.
+
+    A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
+    are easy to cut win. The criterion ``"consensus"`` judges all partitions on one graph: the sum of the
+    neighbourhood graphs of the quarter of the cells with the highest Scott scores. Its value is the modularity there
+    (`skdiec.scores.modularity`). This departs from the paper, which chooses by the Scott score alone.
 
     Parameters
     ----------
@@ -100,7 +109,7 @@ def grid_search(
     timesteps, poolings : sequence of int
         Candidates.
     n_clusters : int
-    criterion : {"relative_cut", "normalized_cut", "scott"} or callable, default="relative_cut"
+    criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         A callable gets ``(features, labels)`` and returns a float, higher is better, as scikit-learn's
         unsupervised metrics do.
     n_components : int, default=32
@@ -133,22 +142,32 @@ def grid_search(
             f"for maps (channels, height, width) of {dict(layers)}"
         )
     n_components = min(n_components, n_images, *(layers[layer][0] * pooling**2 for layer, pooling in pairs))
+    consensus = _Consensus(n_graphs=max(1, round(TRUSTED_SHARE * len(pairs) * len(timesteps))))
     for column, timestep in enumerate(timesteps):
         cells = [Cell(layer, timestep, pooling) for layer, pooling in pairs]
-        totals: list[NDArray] = []
+        draws: list[list[_Scored]] = []
         for draw in range(n_draws):
             features = extract(cells, draw)
-            values = Parallel(n_jobs=n_jobs)(
-                delayed(_score)(features[cell], n_clusters, criterion, n_components, n_neighbors, n_init, balance, seed)
-                for cell in cells
+            draws.append(
+                Parallel(n_jobs=n_jobs)(
+                    delayed(_score)(
+                        features[cell], n_clusters, criterion, n_components, n_neighbors, n_init, balance, seed
+                    )
+                    for cell in cells
+                )
             )
-            totals.append(np.array(values))
-        means = np.mean(totals, axis=0)
-        for cell, (scott, value) in zip(cells, means, strict=True):
+        for cell, scored in zip(cells, zip(*draws, strict=True), strict=True):
             position = (names.index(cell.layer), column, poolings.index(cell.pooling))
-            scores["scott"][position] = scott
-            scores[key][position] = value
-        logger.info("timestep %d: best %s %.4f", timestep, key, means[:, 1].max())
+            scores["scott"][position] = np.mean([draw.scott for draw in scored])
+            if criterion == "consensus":
+                consensus.add(position, scores["scott"][position], scored)
+            else:
+                scores[key][position] = np.mean([draw.value for draw in scored])
+        shown = "scott" if criterion == "consensus" else key
+        values = scores[shown][:, column]
+        logger.info("timestep %d: best %s %.4f", timestep, shown, values[np.isfinite(values)].max(initial=-np.inf))
+    for position, value in consensus.values():
+        scores[key][position] = value
     if not np.isfinite(scores[key]).any():
         raise ValueError(f"criterion {key!r} gave no finite value for any cell")
     row, column, depth = np.unravel_index(np.nanargmax(scores[key]), shape)
@@ -163,6 +182,43 @@ def grid_search(
         n_forward=n_images * len(timesteps) * n_draws,
         seconds=time.monotonic() - started,
     )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scott score and criterion of one cell and draw; partition and graph where the consensus has yet to judge."""
+
+    scott: float
+    value: float = np.nan
+    labels: NDArray[np.int32] | None = None
+    graph: sparse.csr_array | None = None
+
+
+class _Consensus:
+    """Judges the partitions of all cells on the graphs of those with the highest Scott scores.
+
+    Parameters
+    ----------
+    n_graphs : int
+        Cells whose graphs count; no more are held.
+    """
+
+    def __init__(self, n_graphs: int) -> None:
+        self._n_graphs = n_graphs
+        self._trusted: list[tuple[float, sparse.csr_array]] = []
+        self._partitions: dict[tuple[int, int, int], list[NDArray[np.int32]]] = {}
+
+    def add(self, position: tuple[int, int, int], scott: float, draws: Sequence[_Scored]) -> None:
+        """Add a cell by its position among the scores, its mean Scott score and what its draws gave."""
+        self._partitions[position] = [draw.labels for draw in draws]
+        self._trusted.append((scott, sum(draw.graph for draw in draws)))
+        self._trusted = sorted(self._trusted, key=lambda entry: -entry[0])[: self._n_graphs]
+
+    def values(self) -> Iterator[tuple[tuple[int, int, int], float]]:
+        """Yield each cell's position and the modularity of its partitions, averaged over draws."""
+        graph = sum(graph for _, graph in self._trusted)
+        for position, partitions in self._partitions.items():
+            yield position, float(np.mean([modularity(graph, labels) for labels in partitions]))
 
 
 def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exact: int = 4096, seed: int = 0) -> PCA:
@@ -199,18 +255,20 @@ def _score(
     n_init: int,
     balance: float,
     seed: int,
-) -> tuple[float, float]:
-    """Return the Scott score and the criterion's value of one cell."""
+) -> _Scored:
+    """Score the features of one cell and draw."""
     reduced = reduce_features(features, 4 * n_components, max_exact=256, seed=seed).transform(features)
     aligned = reduced[:, :n_components]  # components are nested: the first ones are those of a smaller PCA
     scott = scott_score(aligned, kmeans_labels(aligned, n_clusters, n_init=n_init, seed=seed))
     if criterion == "scott":
-        return scott, scott
+        return _Scored(scott, scott)
     graph = knn_graph(reduced, n_neighbors)
     cut = partial(balanced_cut, n_clusters=n_clusters, balance=balance)
     partition = best_partition(reduced, graph, n_clusters, cut, n_init=n_init, seed=seed)
+    if criterion == "consensus":
+        return _Scored(scott, labels=partition.labels, graph=graph)
     if criterion == "normalized_cut":
-        return scott, -normalized_cut(graph, partition.labels)
+        return _Scored(scott, -normalized_cut(graph, partition.labels))
     if criterion == "relative_cut":
-        return scott, -relative_cut(graph, partition.labels, n_clusters, balance=balance)
-    return scott, float(criterion(reduced, partition.labels))  # type: ignore[operator]
+        return _Scored(scott, -relative_cut(graph, partition.labels, n_clusters, balance=balance))
+    return _Scored(scott, float(criterion(reduced, partition.labels)))  # type: ignore[operator]

@@ -211,7 +211,7 @@ def test_attributes_of_the_search(poolings, make_model, make_unet, images):
     assert_array_equal(model.scott_scores_, result.scores["scott"][:, :, depth])
     assert (model.scott_scores_.dtype, model.scott_scores_.shape) == (np.float64, (2, 3))
     assert_array_equal(np.isnan(result.scores["scott"][0, 0]), [False, True, False])  # the middle's map is 4 x 4
-    assert (result.criterion, result.n_images, result.n_forward) == ("relative_cut", 48, 3 * 48)
+    assert (result.criterion, result.n_images, result.n_forward) == ("consensus", 48, 3 * 48)
 
 
 def test_scott_scores_are_nan_where_a_map_is_smaller_than_the_chosen_pooling(make_model, make_unet, images):
@@ -589,7 +589,7 @@ def test_start_may_be_centres_in_the_space_of_the_projected_features(make_model,
     assert not np.array_equal(model.labels_, model.initial_labels_)
 
 
-@pytest.mark.parametrize("criterion", ["relative_cut", "normalized_cut", "scott", silhouette_score])
+@pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "normalized_cut", "scott", silhouette_score])
 def test_every_criterion_finds_a_cell_that_clusters(criterion, make_model, images, labels):
     model = make_model(**GRID, criterion=criterion).fit(images)
     result = model.search_result_
@@ -710,7 +710,7 @@ def test_verbose_tells_of_search_and_training_and_leaves_the_logger_as_it_was(le
         make_model(verbose=True).fit(images)
         assert (logger.level, logger.handlers) == (level, handlers)
         shown = capsys.readouterr().err
-        assert "[skdiec.search] timestep 50: best relative_cut" in shown
+        assert "[skdiec.search] timestep 50: best scott" in shown
         assert "[skdiec.training] epoch 1: " in shown
         with pytest.raises(ValueError, match="value_range"):
             make_model(verbose=True).fit(images / 255)
