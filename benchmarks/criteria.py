@@ -1,9 +1,10 @@
 """Compare label-free criteria of the search: which of them points at the representations that cluster best?
 
 Every cell of the full grid (blocks x timesteps x poolings) gets the accuracy that its own partition reaches, and the
-value of every criterion on a random subset. A criterion is good where it ranks cells as accuracy does (Spearman's
-correlation), and where the cell that it chooses loses little against the best one (regret, in accuracy). Labels
-evaluate alone. A run that was stopped goes on where it was.
+value of every criterion, on one random subset for each seed. A criterion is good where it ranks cells as accuracy does
+(Spearman's correlation), and where the cell that it chooses loses little against the best one (regret, in accuracy).
+One subset's accuracies depend much on which local optimum each cell's partition ended in, so that a cell counts by its
+mean over the seeds. Labels evaluate alone. A run that was stopped goes on where it was.
 
     python benchmarks/criteria.py --data FOLDER --datasets usps mnist
 """
@@ -36,6 +37,7 @@ TIMESTEPS = (10, 25, 50, 75, 100, 150, 200, 250, 300, 400)
 POOLINGS = (1, 2, 4)
 CRITERIA = {
     "scott": "Scott score (the paper)",
+    "consensus": "modularity on the graphs of the cells that Scott trusts (default)",
     "relative_cut": "relative cut",
     "normalized_cut": "normalised cut",
     "modularity": "modularity",
@@ -49,8 +51,8 @@ CRITERIA = {
 """Name of each criterion; all are stored such that higher is better."""
 
 
-def score_timestep(name: str, folder: Path | None, timestep: int, seed: int) -> list[dict]:
-    """Score all cells of one timestep."""
+def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
+    """Score all cells on one subset."""
     from sklearn.metrics import (
         adjusted_rand_score,
         calinski_harabasz_score,
@@ -65,7 +67,7 @@ def score_timestep(name: str, folder: Path | None, timestep: int, seed: int) -> 
     from skdiec.images import as_image_source
     from skdiec.metrics import clustering_accuracy
     from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
-    from skdiec.search import reduce_features
+    from skdiec.search import TRUSTED_SHARE, reduce_features
 
     data = load_dataset(name, folder)
     count = min(N_IMAGES, len(data.images))
@@ -73,10 +75,9 @@ def score_timestep(name: str, folder: Path | None, timestep: int, seed: int) -> 
     y = data.labels[rows]
     extractor = FeatureExtractor(load_backbone(BACKBONES / name), n_draws=2, seed=seed)
     shapes = extractor.layer_shapes()
-    cells = [Cell(layer, timestep, p) for layer, shape in shapes.items() for p in POOLINGS if p <= min(shape[1:])]
-    width = min(32, *(shapes[cell.layer][0] * cell.pooling**2 for cell in cells))
+    pairs = [(layer, p) for layer, shape in shapes.items() for p in POOLINGS if p <= min(shape[1:])]
+    width = min(32, *(shapes[layer][0] * p**2 for layer, p in pairs))
     source = as_image_source(data.images)
-    draws = [extractor.extract(source, cells, rows=rows, draw=draw) for draw in range(2)]
     cut = functools.partial(balanced_cut, n_clusters=10, balance=1.0)
 
     def partition(features: np.ndarray) -> tuple:
@@ -84,32 +85,43 @@ def score_timestep(name: str, folder: Path | None, timestep: int, seed: int) -> 
         graph = knn_graph(reduced, 10)
         return reduced, graph, best_partition(reduced, graph, 10, cut, n_init=3, seed=seed).labels
 
-    found = []
-    for cell in cells:
-        started = time.perf_counter()
-        (reduced, graph, labels), (_, _, other) = (partition(features[cell]) for features in draws)
-        aligned = reduced[:, :width]
-        means = kmeans_labels(aligned, 10, n_init=3, seed=seed)
-        runs = [kmeans_labels(aligned, 10, seed=seed + start) for start in range(2)]
-        found.append(
-            {
-                "layer": cell.layer,
-                "pooling": cell.pooling,
-                "acc": clustering_accuracy(y, labels),
-                "kmeans_acc": clustering_accuracy(y, means),
-                "scott": scott_score(aligned, means),
-                "relative_cut": -relative_cut(graph, labels, 10, balance=1.0),
-                "normalized_cut": -normalized_cut(graph, labels),
-                "modularity": modularity(graph, labels),
-                "silhouette": silhouette_score(reduced, labels),
-                "calinski_harabasz": calinski_harabasz_score(reduced, labels),
-                "davies_bouldin": -davies_bouldin_score(reduced, labels),
-                "intrinsic_dimension": -intrinsic_dimension(reduced),
-                "draw_agreement": adjusted_rand_score(labels, other),
-                "seed_agreement": adjusted_rand_score(*runs),
-                "seconds": time.perf_counter() - started,
-            }
-        )
+    found, graphs, partitions = [], [], []
+    for timestep in TIMESTEPS:
+        cells = [Cell(layer, timestep, p) for layer, p in pairs]
+        draws = [extractor.extract(source, cells, rows=rows, draw=draw) for draw in range(2)]
+        for cell in cells:
+            started = time.perf_counter()
+            (reduced, graph, labels), (_, _, other) = (partition(features[cell]) for features in draws)
+            aligned = reduced[:, :width]
+            means = kmeans_labels(aligned, 10, n_init=3, seed=seed)
+            runs = [kmeans_labels(aligned, 10, seed=seed + start) for start in range(2)]
+            graphs.append(graph)
+            partitions.append(labels)
+            found.append(
+                {
+                    "layer": cell.layer,
+                    "timestep": timestep,
+                    "pooling": cell.pooling,
+                    "acc": clustering_accuracy(y, labels),
+                    "kmeans_acc": clustering_accuracy(y, means),
+                    "scott": scott_score(aligned, means),
+                    "relative_cut": -relative_cut(graph, labels, 10, balance=1.0),
+                    "normalized_cut": -normalized_cut(graph, labels),
+                    "modularity": modularity(graph, labels),
+                    "silhouette": silhouette_score(reduced, labels),
+                    "calinski_harabasz": calinski_harabasz_score(reduced, labels),
+                    "davies_bouldin": -davies_bouldin_score(reduced, labels),
+                    "intrinsic_dimension": -intrinsic_dimension(reduced),
+                    "draw_agreement": adjusted_rand_score(labels, other),
+                    "seed_agreement": adjusted_rand_score(*runs),
+                    "seconds": time.perf_counter() - started,
+                }
+            )
+    scott = np.array([row["scott"] for row in found])
+    trusted = np.argsort(-scott, kind="stable")[: round(TRUSTED_SHARE * len(found))]
+    consensus = sum(graphs[index] for index in trusted)
+    for row, labels in zip(found, partitions, strict=True):
+        row["consensus"] = modularity(consensus, labels)
     return found
 
 
@@ -131,17 +143,16 @@ def main() -> None:
     arguments = parser.parse_args()
     results = results_of()
     for name in () if arguments.table else arguments.datasets:
-        for timestep in TIMESTEPS:
-            if not results.find(dataset=name, timestep=timestep):
-                found, _, _ = in_new_process(score_timestep, name, arguments.data, timestep, 0)
-                for row in found:
-                    results.add(dataset=name, timestep=timestep, machine=machine(), **row)
+        for seed in range(arguments.seeds):
+            if not results.find(dataset=name, seed=seed):
+                for row in in_new_process(score_cells, name, arguments.data, seed)[0]:
+                    results.add(dataset=name, seed=seed, machine=machine(), **row)
     write_table("criteria", table(results))
 
 
 def results_of() -> Results:
-    values = ("layer", "pooling", "acc", "kmeans_acc", *CRITERIA, "seconds", "machine")
-    return Results("criteria", ("dataset", "timestep"), values)
+    values = ("acc", "kmeans_acc", *CRITERIA, "seconds", "machine")
+    return Results("criteria", ("dataset", "seed", "layer", "timestep", "pooling"), values)
 
 
 def table(results: Results) -> list[str]:
@@ -154,22 +165,37 @@ def table(results: Results) -> list[str]:
             correlation, regret = quality(results.find(dataset=name), criterion)
             cells += [f"{correlation:.2f}", f"{regret:.3f}"]
         lines.append([title, *cells])
-    best = [f"{NAMES[name]} {max(float(row['acc']) for row in results.find(dataset=name)):.3f}" for name in names]
+    best = [f"{NAMES[name]} {mean_accuracy(results.find(dataset=name)).max():.3f}" for name in names]
+    seeds = [f"{NAMES[name]} {len({row['seed'] for row in results.find(dataset=name)})}" for name in names]
     return [
         *markdown_table(header, lines),
         "",
-        f"{N_IMAGES:,} random images (digits: 1,797), seed 0; {len(TIMESTEPS)} timesteps x all blocks x poolings "
-        f"{', '.join(map(str, POOLINGS))}; one noise draw. ACC of the best cell: {', '.join(best)}.",
+        f"{N_IMAGES:,} random images (digits: 1,797) for each seed; {len(TIMESTEPS)} timesteps x all blocks x poolings "
+        f"{', '.join(map(str, POOLINGS))}; one noise draw. Seeds: {', '.join(seeds)}. ACC of the best cell, as all "
+        f"cells' its mean over the seeds: {', '.join(best)}.",
         *sources(results),
         "Command: `python benchmarks/criteria.py`.",
     ]
 
 
 def quality(rows: list[dict[str, str]], criterion: str) -> tuple[float, float]:
-    """Return Spearman's correlation of a criterion with accuracy, and the accuracy that its choice loses."""
-    accuracy = np.array([float(row["acc"]) for row in rows])
-    values = np.array([float(row[criterion]) for row in rows])
-    return float(spearmanr(values, accuracy).statistic), float(accuracy.max() - accuracy[values.argmax()])
+    """Return Spearman's correlation of a criterion with accuracy, and the accuracy that its choice loses.
+
+    Both are means over the seeds.
+    """
+    accuracy = mean_accuracy(rows)
+    values = by_seed(rows, criterion)
+    correlations = [spearmanr(each, accuracy).statistic for each in values]
+    return float(np.mean(correlations)), float(np.mean(accuracy.max() - accuracy[values.argmax(axis=1)]))
+
+
+def mean_accuracy(rows: list[dict[str, str]]) -> np.ndarray:
+    return by_seed(rows, "acc").mean(axis=0)
+
+
+def by_seed(rows: list[dict[str, str]], column: str) -> np.ndarray:
+    """Return a column as an array of shape (seeds, cells); all seeds list the cells in the same order."""
+    return np.array([float(row[column]) for row in rows]).reshape(len({row["seed"] for row in rows}), -1)
 
 
 if __name__ == "__main__":

@@ -58,13 +58,13 @@ def save(figure: Any, name: str) -> None:
 
 def draw_search(name: str) -> None:
     """Draw the criterion, the Scott score and the accuracy of every cell, with what each criterion chose."""
-    rows = criteria.results_of().find(dataset=name)
+    rows = criteria.results_of().find(dataset=name, seed=0)
     if not rows:
         return
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     timesteps = sorted({int(row["timestep"]) for row in rows})
     poolings = sorted({int(row["pooling"]) for row in rows})
-    columns = {"relative_cut": "relative cut (chooses)", "scott": "Scott score (the paper)", "acc": "ACC of the start"}
+    columns = {"consensus": "consensus modularity (chooses)", "scott": "Scott score (the paper)", "acc": "ACC of the start"}
     figure, axes = plt.subplots(
         len(poolings), len(columns), figsize=(13, 2.4 * len(poolings)), sharex=True, sharey=True, squeeze=False
     )

@@ -36,9 +36,9 @@ print("chosen:", model.layer_, model.timestep_, model.pooling_)
 # %%
 # The scores of the search
 # ------------------------
-# The paper's Scott score compares the scatter between clusters with that within. The estimator chooses by the relative
-# cut of the neighbourhood graph instead (shown with its sign turned, so that higher is better in both), and keeps the
-# Scott scores in ``scott_scores_``.
+# The paper's Scott score compares the scatter between clusters with that within. The estimator trusts the quarter of
+# the cells in which it is highest, adds up their neighbourhood graphs, and chooses the cell whose partition has the
+# highest modularity on that consensus. The Scott scores stay in ``scott_scores_``.
 
 result = model.search_result_
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
