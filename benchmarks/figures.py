@@ -64,7 +64,11 @@ def draw_search(name: str) -> None:
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     timesteps = sorted({int(row["timestep"]) for row in rows})
     poolings = sorted({int(row["pooling"]) for row in rows})
-    columns = {"consensus": "consensus modularity (chooses)", "scott": "Scott score (the paper)", "acc": "ACC of the start"}
+    columns = {
+        "consensus": "consensus modularity (chooses)",
+        "scott": "Scott score (the paper)",
+        "acc": "ACC of the start",
+    }
     figure, axes = plt.subplots(
         len(poolings), len(columns), figsize=(13, 2.4 * len(poolings)), sharex=True, sharey=True, squeeze=False
     )

@@ -32,7 +32,7 @@ from skdiec.features import CellFeatures, FeatureExtractor, map_features
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
 from skdiec.scores import balanced_cut, modularity
-from skdiec.search import SearchResult, grid_search, reduce_features
+from skdiec.search import SearchResult, reduce_features, search_cells
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,
@@ -104,8 +104,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Maps of activations are averaged over ``pooling x pooling`` cells. One is used, several are searched; None
         searches 1, 2 and 4.
 
-    search : {"grid"}, default="grid"
-        How to search: ``"grid"`` scores every combination.
+    search : {"grid", "halving"}, default="grid"
+        How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images;
+        ``"halving"`` scores all on few images and the better ones on more, which costs a fraction where timesteps are
+        many; see `skdiec.search.search_cells`. `search_result_` says what each stage scored and cost.
 
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         What a cell of the search is scored by. All but the Scott score look at the best partition found on the cell's
@@ -233,7 +235,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         The chosen representation: Clustering-Optimal Layer (COL), Clustering-Optimal Timestep (COT) and pooling.
 
     scott_scores_ : ndarray of shape (n_layers, n_timesteps), float64
-        Scott scores at the chosen pooling; NaN where a layer's map is smaller than that.
+        Scott scores at the chosen pooling; NaN where a layer's map is smaller than that, and where halving dropped the
+        cell.
 
     layers_, timesteps_ : tuple
         Axes of `scott_scores_`.
@@ -289,7 +292,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "layer": [str, "array-like", None],
         "timestep": [Integral, "array-like", None],
         "pooling": [Interval(Integral, 1, None, closed="left"), "array-like", None],
-        "search": [StrOptions({"grid"})],
+        "search": [StrOptions({"grid", "halving"})],
         "criterion": [StrOptions({"consensus", "relative_cut", "normalized_cut", "scott"}), callable],
         "max_search_samples": [Interval(Integral, 2, None, closed="left")],
         "search_draws": [Interval(Integral, 1, None, closed="left")],
@@ -707,20 +710,22 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         seeds: _Seeds,
     ) -> SearchResult:
         size = min(len(source), self.max_search_samples)
-        rows = np.sort(np.random.default_rng(seeds.subset).choice(len(source), size, replace=False))
+        order = np.random.default_rng(seeds.subset).choice(len(source), size, replace=False)
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
         key: tuple = ()
         if memory.location is not None:
             key = (source.fingerprint(), extractor.backbone.fingerprint(), seeds, extractor.shift)
         return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
             key,
-            lambda cells, draw: extractor.extract(source, cells, rows=rows, draw=draw),
+            lambda cells, draw, count: extractor.extract(source, cells, rows=np.sort(order[:count]), draw=draw),
             n_jobs=self.n_jobs,
+            strategy=self.search,
             n_images=size,
             n_draws=self.search_draws,
             layers=layers,
             timesteps=timesteps,
             poolings=poolings,
+            costs=extractor.layer_costs(layers),
             n_clusters=self.n_clusters,
             criterion=self.criterion,
             n_components=_SEARCH_COMPONENTS,
@@ -854,7 +859,7 @@ def _find_start(
 
 def _run_search(key: tuple, extract: Callable, n_jobs: int | None, **arguments: Any) -> SearchResult:
     # A function of its own, so that joblib's key holds no closure: `key` stands for images, weights and seeds.
-    return grid_search(extract, n_jobs=n_jobs, **arguments)
+    return search_cells(extract, n_jobs=n_jobs, **arguments)
 
 
 def _is_auto(backbone: object) -> bool:

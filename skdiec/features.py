@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from skdiec import activations
 from skdiec.activations import Cell
@@ -94,6 +95,22 @@ class FeatureExtractor:
         probe = torch.zeros((1, *backbone.input_shape), device=backbone.device)
         timesteps = torch.zeros(1, dtype=torch.long, device=backbone.device)
         return activations.layer_shapes(backbone.network, lambda: backbone.predict(probe, timesteps), names)
+
+    def layer_costs(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the share of a whole pass's multiplications that a pass up to each layer takes, above 0 to 1."""
+        backbone = self.backbone
+        probe = torch.zeros((1, *backbone.input_shape), device=backbone.device)
+        timesteps = torch.zeros(1, dtype=torch.long, device=backbone.device)
+
+        def work(layers: Sequence[str]) -> int:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                activations.capture(
+                    backbone.network, lambda: backbone.predict(probe, timesteps), layers, lambda layer, activation: None
+                )
+            return counter.get_total_flops()
+
+        whole = max(work([]), 1)
+        return {name: max(work([name]), 1) / whole for name in names}
 
     def extract(
         self,

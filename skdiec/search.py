@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,11 +22,49 @@ from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut
 
 logger = logging.getLogger(__name__)
 
-Extract = Callable[[Sequence[Cell], int], Mapping[Cell, NDArray[np.float32]]]
+Extract = Callable[[Sequence[Cell], int, int], Mapping[Cell, NDArray[np.float32]]]
 Criterion = str | Callable[[NDArray, NDArray], float]
 
 TRUSTED_SHARE = 0.25
 """Share of the cells, those with the highest Scott scores, whose graphs make the consensus graph."""
+
+HALVING_FACTOR = 4
+"""A stage of the halving keeps one in so many timesteps, and the next one sees so many times more images."""
+
+IMAGES_PER_CLUSTER = 25
+"""On fewer images for each cluster than this, nothing is dropped."""
+
+
+@dataclass(frozen=True)
+class SearchStage:
+    """One round of a search: what was scored, and at what cost.
+
+    Attributes
+    ----------
+    n_images : int
+        Images that cells were scored on.
+    n_draws : int
+        Noise draws that scores are averaged over.
+    cells : tuple of Cell
+        What was scored.
+    scores : dict of str to ndarray of shape (n_layers, n_timesteps, n_poolings)
+        As in `SearchResult`; NaN where a cell was not scored.
+    n_forward : int
+        Images that went through the network, noise draws counted.
+    n_evaluations : float
+        The same in whole passes: an image counts as the share of the network's work up to the deepest layer that
+        was wanted.
+    seconds : float
+        Wall time.
+    """
+
+    n_images: int
+    n_draws: int
+    cells: tuple[Cell, ...]
+    scores: Mapping[str, NDArray[np.float64]]
+    n_forward: int
+    n_evaluations: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -35,46 +74,67 @@ class SearchResult:
     Attributes
     ----------
     best : Cell
-        The cell with the highest criterion: COL, COT and the pooling.
+        The cell with the highest criterion in the last stage: COL, COT and the pooling.
     layers : tuple of str
         First axis of the scores, in order of execution.
     timesteps : tuple of int
         Second axis of the scores.
     poolings : tuple of int
         Third axis of the scores.
-    scores : dict of str to ndarray of shape (n_layers, n_timesteps, n_poolings)
-        ``"scott"`` and the criterion's values, higher is better throughout (cuts with their sign
-        turned). NaN where a layer's map has fewer pixels than the pooling has cells.
     criterion : str
         The key of `scores` that chose.
-    n_images : int
-        Images of the subset.
-    n_forward : int
-        Images that went through the network, noise draws counted.
-    seconds : float
-        Wall time.
+    stages : tuple of SearchStage
+        One for the grid; those of halving score fewer cells each, on more images.
     """
 
     best: Cell
     layers: tuple[str, ...]
     timesteps: tuple[int, ...]
     poolings: tuple[int, ...]
-    scores: Mapping[str, NDArray[np.float64]]
     criterion: str
-    n_images: int
-    n_forward: int
-    seconds: float
+    stages: tuple[SearchStage, ...]
+
+    @property
+    def scores(self) -> Mapping[str, NDArray[np.float64]]:
+        """``"scott"`` and the criterion's values, each of shape (n_layers, n_timesteps, n_poolings).
+
+        Higher is better throughout (cuts with their sign turned). NaN where a layer's map has fewer pixels than the
+        pooling has cells, and where a cell was dropped before the last stage, whose scores these are.
+        """
+        return self.stages[-1].scores
+
+    @property
+    def n_images(self) -> int:
+        """Images of the subset."""
+        return self.stages[-1].n_images
+
+    @property
+    def n_forward(self) -> int:
+        """Images that went through the network, noise draws counted."""
+        return sum(stage.n_forward for stage in self.stages)
+
+    @property
+    def n_evaluations(self) -> float:
+        """The same in whole passes; see `SearchStage`."""
+        return sum(stage.n_evaluations for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+        return sum(stage.seconds for stage in self.stages)
 
 
-def grid_search(
+def search_cells(
     extract: Extract,
     *,
+    strategy: str = "grid",
     n_images: int,
     n_draws: int,
     layers: Mapping[str, tuple[int, int, int]],
     timesteps: Sequence[int],
     poolings: Sequence[int],
     n_clusters: int,
+    costs: Mapping[str, float] | None = None,
     criterion: Criterion = "consensus",
     n_components: int = 32,
     n_neighbors: int = 10,
@@ -83,25 +143,31 @@ def grid_search(
     n_jobs: int | None = None,
     seed: int = 0,
 ) -> SearchResult:
-    """Score every cell of the grid on a subset of the images (Algorithm A1 of the paper).
+    """Score cells on a subset of the images, and find the best one.
 
-    For every timestep, one pass for each noise draw yields all layers. The features of each cell are reduced by
-    PCA to the same number of dimensions and clustered by k-means, which gives the Scott score; for other
-    criteria, by the partition with the lowest balanced cut of their neighbourhood graph. Scores are averaged over
-    draws.
+    ``"grid"`` scores every cell (Algorithm A1 of the paper): for every timestep, one pass for each noise draw yields
+    all layers. The features of each cell are reduced by PCA to the same number of dimensions and clustered by k-means,
+    which gives the Scott score; for other criteria, by the partition with the lowest balanced cut of their
+    neighbourhood graph. Scores are averaged over draws.
+
+    ``"halving"`` answers the paper's question whether that can be cheaper (successive halving): all cells are scored
+    on few images and one draw; the best quarter of the timesteps stays, with the better half of their cells; and so on
+    with four times the images, until one timestep is left, whose cells are scored on all images and draws. A timestep
+    is as good as its best cell. Passes end at the deepest layer that is left.
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
-    are easy to cut win. The criterion ``"consensus"`` judges all partitions on one graph: the sum of the
+    are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the
     neighbourhood graphs of the quarter of the cells with the highest Scott scores. Its value is the modularity there
     (`skdiec.scores.modularity`). This departs from the paper, which chooses by the Scott score alone.
 
     Parameters
     ----------
     extract : callable
-        ``extract(cells, draw)`` returns the features of all images of the subset for cells of one timestep and one
-        noise draw, as a mapping of cells to (m, d) matrices.
+        ``extract(cells, draw, n)`` returns the features of n images of the subset for cells of one timestep and one
+        noise draw, as a mapping of cells to (n, d) matrices.
+    strategy : {"grid", "halving"}, default="grid"
     n_images : int
-        Size m of the subset.
+        Size of the subset.
     n_draws : int
         Noise draws.
     layers : mapping of str to tuple of int
@@ -109,6 +175,8 @@ def grid_search(
     timesteps, poolings : sequence of int
         Candidates.
     n_clusters : int
+    costs : mapping of str to float, default=None
+        Share of the network's work up to each layer; None counts every pass as a whole one.
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         A callable gets ``(features, labels)`` and returns a float, higher is better, as scikit-learn's
         unsupervised metrics do.
@@ -125,14 +193,10 @@ def grid_search(
     -------
     SearchResult
     """
-    started = time.monotonic()
     key = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "criterion")
-    names = list(layers)
-    shape = (len(names), len(timesteps), len(poolings))
-    scores = {name: np.full(shape, np.nan) for name in ("scott", key)}
     pairs = [
         (layer, pooling)
-        for layer in names
+        for layer in layers
         for pooling in poolings
         if pooling <= min(layers[layer][1:])  # more cells than pixels would only repeat values
     ]
@@ -141,47 +205,92 @@ def grid_search(
             f"pooling must be at most the side of a layer's map; got {list(poolings)} "
             f"for maps (channels, height, width) of {dict(layers)}"
         )
-    n_components = min(n_components, n_images, *(layers[layer][0] * pooling**2 for layer, pooling in pairs))
-    consensus = _Consensus(n_graphs=max(1, round(TRUSTED_SHARE * len(pairs) * len(timesteps))))
-    for column, timestep in enumerate(timesteps):
-        cells = [Cell(layer, timestep, pooling) for layer, pooling in pairs]
-        draws: list[list[_Scored]] = []
-        for draw in range(n_draws):
-            features = extract(cells, draw)
-            draws.append(
-                Parallel(n_jobs=n_jobs)(
-                    delayed(_score)(
-                        features[cell], n_clusters, criterion, n_components, n_neighbors, n_init, balance, seed
-                    )
-                    for cell in cells
-                )
-            )
-        for cell, scored in zip(cells, zip(*draws, strict=True), strict=True):
-            position = (names.index(cell.layer), column, poolings.index(cell.pooling))
-            scores["scott"][position] = np.mean([draw.scott for draw in scored])
-            if criterion == "consensus":
-                consensus.add(position, scores["scott"][position], scored)
-            else:
-                scores[key][position] = np.mean([draw.value for draw in scored])
-        shown = "scott" if criterion == "consensus" else key
-        values = scores[shown][:, column]
-        logger.info("timestep %d: best %s %.4f", timestep, shown, values[np.isfinite(values)].max(initial=-np.inf))
-    for position, value in consensus.values():
-        scores[key][position] = value
-    if not np.isfinite(scores[key]).any():
-        raise ValueError(f"criterion {key!r} gave no finite value for any cell")
-    row, column, depth = np.unravel_index(np.nanargmax(scores[key]), shape)
+    score = delayed(
+        partial(
+            _score,
+            n_clusters=n_clusters,
+            criterion=criterion,
+            n_components=min(n_components, n_images, *(layers[layer][0] * pooling**2 for layer, pooling in pairs)),
+            n_neighbors=n_neighbors,
+            n_init=n_init,
+            balance=balance,
+            seed=seed,
+        )
+    )
+    names = list(layers)
+    position = {
+        Cell(layer, timestep, pooling): (names.index(layer), column, poolings.index(pooling))
+        for column, timestep in enumerate(timesteps)
+        for layer, pooling in pairs
+    }
+    plan = [(n_images, n_draws)]
+    if strategy == "halving":
+        plan = _halving_plan(n_images, n_draws, len(timesteps), IMAGES_PER_CLUSTER * n_clusters)
+    stages: list[SearchStage] = []
+    cells = list(position)
+    known: dict[tuple[Cell, int], _Scored] = {}
+    for count, draws in plan:
+        started = time.monotonic()
+        scores = {name: np.full((len(names), len(timesteps), len(poolings)), np.nan) for name in ("scott", key)}
+        if stages and stages[-1].n_images != count:
+            known = {}
+        n_forward, n_evaluations = 0, 0.0
+        for timestep in dict.fromkeys(cell.timestep for cell in cells):
+            wanted = [cell for cell in cells if cell.timestep == timestep]
+            for draw in range(draws):
+                if (wanted[0], draw) in known:
+                    continue
+                features = extract(wanted, draw, count)
+                scored = Parallel(n_jobs=n_jobs)(score(features[cell]) for cell in wanted)
+                known |= {(cell, draw): each for cell, each in zip(wanted, scored, strict=True)}
+                n_forward += count
+                n_evaluations += count * max(costs[cell.layer] if costs else 1.0 for cell in wanted)
+            for cell in wanted:
+                scores["scott"][position[cell]] = np.mean([known[cell, draw].scott for draw in range(draws)])
+                scores[key][position[cell]] = np.mean([known[cell, draw].value for draw in range(draws)])
+            shown = "scott" if criterion == "consensus" else key
+            best = max((scores[shown][position[cell]] for cell in wanted), key=lambda value: (value == value, value))
+            logger.info("timestep %d: best %s %.4f", timestep, shown, best)
+        if criterion == "consensus":
+            runs = {cell: [known[cell, draw] for draw in range(draws)] for cell in cells}
+            for cell, value in _consensus(runs).items():
+                scores[key][position[cell]] = value
+        if not np.isfinite(scores[key]).any():
+            raise ValueError(f"criterion {key!r} gave no finite value for any cell")
+        seconds = time.monotonic() - started
+        stages.append(SearchStage(count, draws, tuple(cells), scores, n_forward, n_evaluations, seconds))
+        ranked = sorted(
+            (cell for cell in cells if np.isfinite(scores[key][position[cell]])),
+            key=lambda cell: -scores[key][position[cell]],
+        )
+        cells = _survivors(ranked)
     return SearchResult(
-        best=Cell(names[row], timesteps[column], poolings[depth]),
-        layers=tuple(names),
+        best=ranked[0],
+        layers=tuple(layers),
         timesteps=tuple(timesteps),
         poolings=tuple(poolings),
-        scores=scores,
         criterion=key,
-        n_images=n_images,
-        n_forward=n_images * len(timesteps) * n_draws,
-        seconds=time.monotonic() - started,
+        stages=tuple(stages),
     )
+
+
+def _halving_plan(n_images: int, n_draws: int, n_timesteps: int, least: int) -> list[tuple[int, int]]:
+    """Return the numbers of images and draws of each stage."""
+    rounds = 0
+    while n_timesteps > 1:
+        n_timesteps = math.ceil(n_timesteps / HALVING_FACTOR)
+        rounds += 1
+    sizes = [max(min(least, n_images), n_images // HALVING_FACTOR**power) for power in reversed(range(rounds))]
+    plan = [(size, 1) for size in sizes]
+    return plan if plan and n_draws == 1 else [*plan, (n_images, n_draws)]
+
+
+def _survivors(ranked: Sequence[Cell]) -> list[Cell]:
+    """Return the better half of the cells of the best quarter of the timesteps, from cells with the best first."""
+    timesteps = list(dict.fromkeys(cell.timestep for cell in ranked))
+    kept = timesteps[: math.ceil(len(timesteps) / HALVING_FACTOR)]
+    cells = [cell for cell in ranked if cell.timestep in kept]
+    return cells[: math.ceil(len(cells) / 2)]
 
 
 @dataclass(frozen=True)
@@ -194,31 +303,12 @@ class _Scored:
     graph: sparse.csr_array | None = None
 
 
-class _Consensus:
-    """Judges the partitions of all cells on the graphs of those with the highest Scott scores.
-
-    Parameters
-    ----------
-    n_graphs : int
-        Cells whose graphs count; no more are held.
-    """
-
-    def __init__(self, n_graphs: int) -> None:
-        self._n_graphs = n_graphs
-        self._trusted: list[tuple[float, sparse.csr_array]] = []
-        self._partitions: dict[tuple[int, int, int], list[NDArray[np.int32]]] = {}
-
-    def add(self, position: tuple[int, int, int], scott: float, draws: Sequence[_Scored]) -> None:
-        """Add a cell by its position among the scores, its mean Scott score and what its draws gave."""
-        self._partitions[position] = [draw.labels for draw in draws]
-        self._trusted.append((scott, sum(draw.graph for draw in draws)))
-        self._trusted = sorted(self._trusted, key=lambda entry: -entry[0])[: self._n_graphs]
-
-    def values(self) -> Iterator[tuple[tuple[int, int, int], float]]:
-        """Yield each cell's position and the modularity of its partitions, averaged over draws."""
-        graph = sum(graph for _, graph in self._trusted)
-        for position, partitions in self._partitions.items():
-            yield position, float(np.mean([modularity(graph, labels) for labels in partitions]))
+def _consensus(runs: Mapping[Cell, Sequence[_Scored]]) -> dict[Cell, float]:
+    """Judge the partitions of all cells, one for each draw, on the graphs of those with the highest Scott scores."""
+    by_scott = sorted(runs, key=lambda cell: -np.mean([run.scott for run in runs[cell]]))
+    trusted = by_scott[: max(1, round(TRUSTED_SHARE * len(runs)))]
+    graph = sum(run.graph for cell in trusted for run in runs[cell])
+    return {cell: float(np.mean([modularity(graph, run.labels) for run in each])) for cell, each in runs.items()}
 
 
 def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exact: int = 4096, seed: int = 0) -> PCA:

@@ -423,7 +423,7 @@ def work(monkeypatch):
         monkeypatch.setattr(owner, attribute, counted)
 
     count("pretraining", pretraining._Training, "run")
-    count("search", _estimator, "grid_search")
+    count("search", _estimator, "search_cells")
     count("passes", FeatureExtractor, "_extract")
     count("start", _estimator, "best_partition")
     return counts
@@ -473,6 +473,7 @@ def test_memory_tells_weights_of_loaded_backbones_and_images_apart(make_model, m
         ({"n_draws": 3}, {"start": 1, "passes": 1}),
         ({"shift": 2}, {"search": 1, "start": 1, "passes": 2}),
         ({"criterion": "scott"}, {"search": 1, "passes": 1}),
+        ({"search": "halving"}, {"search": 1, "passes": 1}),
         ({"search_draws": 2}, {"search": 1, "passes": 2}),
         ({"max_search_samples": 30}, {"search": 1, "passes": 1}),
         ({"gamma": 2.0}, {"search": 1, "start": 1, "passes": 1}),
@@ -662,6 +663,37 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
     assert rows.max() > 20  # not the first ones
 
 
+def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, monkeypatch):
+    monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 4)
+    seen = []
+    extract = FeatureExtractor.extract
+
+    def watched(extractor, source, cells, *, rows=None, draw=None):
+        seen.append((cells, rows))
+        return extract(extractor, source, cells, rows=rows, draw=draw)
+
+    monkeypatch.setattr(FeatureExtractor, "extract", watched)
+    space = {"layer": ["mid_block", "up_blocks.0"], "timestep": (20, 50, 100, 200, 300), "pooling": (1, 2)}
+    model = make_model(search="halving", **space).fit(images)
+    result = model.search_result_
+    assert [stage.n_images for stage in result.stages] == [12, 48]
+    assert [len(stage.cells) for stage in result.stages] == [20, 4]
+    few = seen[0][1]
+    assert all(np.array_equal(rows, few) for _, rows in seen[:5])
+    assert len(few) == 12
+    assert few.max() > 12  # not the first ones
+    assert_array_equal(few, np.unique(few))
+    for _, rows in seen[5:7]:
+        assert set(rows) > set(few)
+    assert result.n_evaluations < result.n_forward == 5 * 12 + 2 * 48
+    assert same_partition(model.labels_, labels)
+    dropped = np.isnan(result.scores["scott"]).all(axis=(0, 2))
+    assert dropped.sum() == 3
+    assert_array_equal(
+        np.isnan(model.scott_scores_), np.isnan(result.scores["scott"][:, :, result.poolings.index(model.pooling_)])
+    )
+
+
 def test_centres_that_fit_another_candidate_than_the_chosen_one_are_told_of(make_model, images):
     model = make_model(pooling=(1, 2), head=None).fit(images)
     other = {1: 32, 2: 8}[model.pooling_]
@@ -752,7 +784,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(owner, name, watched)
 
     for name in (
-        *("_find_start", "_logging", "as_image_source", "check_memory", "grid_search", "knn_graph", "load_backbone"),
+        *("_find_start", "_logging", "as_image_source", "check_memory", "search_cells", "knn_graph", "load_backbone"),
         *("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "pretrain", "train"),
     ):
         watch(name)
@@ -770,29 +802,29 @@ def reaches(value, *destinations, expected=None, **others):
 SEEDS = np.random.RandomState(7).randint(2**31 - 1, size=6).tolist()
 DUAL = {"train_backbone": True, "max_epochs": 1}
 WIRING = {
-    "n_clusters": reaches(2, "grid_search.n_clusters", "_find_start.n_clusters", "train.n_clusters"),
+    "n_clusters": reaches(2, "search_cells.n_clusters", "_find_start.n_clusters", "train.n_clusters"),
     "backbone": reaches("denoiser", "load_backbone.backbone"),
     "image_shape": reaches((8, 8), "as_image_source.image_shape"),
     "channel_axis": reaches(-1, "as_image_source.channel_axis"),
     "value_range": reaches((-9, 300), "as_image_source.value_range"),
-    "layer": reaches("up_blocks.0", "grid_search.layers", expected={"up_blocks.0": (8, 8, 8)}),
-    "timestep": reaches(77, "grid_search.timesteps", expected=(77,)),
-    "pooling": reaches(3, "grid_search.poolings", expected=(3,)),
-    "search": reaches("grid", "grid_search.n_images", expected=48),
-    "criterion": reaches(silhouette_score, "grid_search.criterion"),
-    "max_search_samples": reaches(20, "grid_search.n_images"),
-    "search_draws": reaches(3, "grid_search.n_draws"),
+    "layer": reaches("up_blocks.0", "search_cells.layers", expected={"up_blocks.0": (8, 8, 8)}),
+    "timestep": reaches(77, "search_cells.timesteps", expected=(77,)),
+    "pooling": reaches(3, "search_cells.poolings", expected=(3,)),
+    "search": reaches("halving", "search_cells.strategy"),
+    "criterion": reaches(silhouette_score, "search_cells.criterion"),
+    "max_search_samples": reaches(20, "search_cells.n_images"),
+    "search_draws": reaches(3, "search_cells.n_draws"),
     "n_draws": reaches(3, "extract.self.n_draws", search_draws=3),
     "shift": reaches(2, "extract.self.shift"),
     "n_components": reaches(5, "_find_start.n_components"),
-    "n_neighbors": reaches(4, "grid_search.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
+    "n_neighbors": reaches(4, "search_cells.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
     "init": reaches("k-means++", "_find_start.init"),
-    "n_init": reaches(2, "grid_search.n_init", "_find_start.n_init"),
+    "n_init": reaches(2, "search_cells.n_init", "_find_start.n_init"),
     "head": ("direct", {"BackboneEmbedder.head": None}, DUAL),
     "train_backbone": reaches(True, "train.embedder.__class__", expected=BackboneEmbedder, max_epochs=1),
     "alpha": reaches(0.7, "train.config.alpha"),
     "beta": reaches(0.7, "train.config.beta"),
-    "gamma": reaches(0.7, "train.config.gamma", "_find_start.balance", "grid_search.balance"),
+    "gamma": reaches(0.7, "train.config.gamma", "_find_start.balance", "search_cells.balance"),
     "denoising_weight": reaches(0.7, "BackboneEmbedder.denoising_weight", **DUAL),
     "nu": reaches(0.7, "train.config.nu", "EmbeddingModel.nu"),
     "hidden_size": reaches(7, "ResidualHead.hidden"),
@@ -808,13 +840,13 @@ WIRING = {
     "memory": reaches("memory", "check_memory.memory"),
     "inference_batch_size": reaches(16, "extract.self.batch_size"),
     "device": reaches("cpu:0", "pretrain.device", "to.device", expected=torch.device("cpu:0"), **AUTO),
-    "n_jobs": reaches(1, "grid_search.n_jobs", "_find_start.n_jobs", "knn_graph.n_jobs"),
+    "n_jobs": reaches(1, "search_cells.n_jobs", "_find_start.n_jobs", "knn_graph.n_jobs"),
     "random_state": (
         7,
         {
             "pretrain.random_state": SEEDS[0],
             "extract.self.seed": SEEDS[1],
-            "grid_search.seed": SEEDS[3],
+            "search_cells.seed": SEEDS[3],
             "_find_start.seed": SEEDS[4],
             "ResidualHead.seed": SEEDS[5],
             "train.config.seed": SEEDS[5],
@@ -857,7 +889,7 @@ def nothing_begins(monkeypatch):
     def begin(*args, **kwargs):
         pytest.fail("began with what is wrong")
 
-    for name in ("pretrain", "grid_search", "train"):
+    for name in ("pretrain", "search_cells", "train"):
         monkeypatch.setattr(_estimator, name, begin)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from torch.utils.flop_counter import FlopCounterMode
 
 from skdiec import features
 from skdiec.activations import Cell
@@ -311,6 +312,20 @@ def test_activations_that_are_not_finite_are_told_of(values, extractor):
         extractor.backbone.network.conv_in.bias[: len(values)] = torch.tensor(values)
     with pytest.raises(ValueError, match=r"activations at Cell\(layer='conv_in', .*pooling=2\) are not finite"):
         extractor.extract(SOURCE, [Cell("conv_in", 300, 2)])
+
+
+def test_layer_costs_are_shares_of_a_pass_up_to_each_layer(extractor):
+    costs = extractor.layer_costs(["conv_in", "down_blocks.0", "mid_block", "up_blocks.0", "up_blocks.1", "conv_out"])
+    values = list(costs.values())
+    assert values == sorted(values)
+    assert 0 < values[0] < 0.05
+    assert values[-1] == 1.0
+    assert len(set(values)) == len(values)
+    with FlopCounterMode(display=False) as counter:
+        extractor.backbone.network(torch.zeros(1, 1, 8, 8), 5)
+    # After the last block only the last convolution is left: 64 pixels, 3 x 3, from 8 channels to 1.
+    assert (1 - values[-2]) * counter.get_total_flops() == pytest.approx(2 * 64 * 9 * 8, rel=1e-6)
+    assert hook_count(extractor.backbone.network) == 0
 
 
 # Features with a gradient

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
-from skdiec.search import grid_search, reduce_features
+from skdiec.search import reduce_features, search_cells
 
 CLASSES = np.repeat([0, 1, 2], 20)
 LAYERS = {"wide": (2, 8, 8), "flat": (3, 4, 2), "deep": (4, 1, 1)}
@@ -43,7 +43,7 @@ def matrix(cell, draw, separation):
 def planted(*best, separation=20, elsewhere=0):
     """An extract whose features have clusters in one cell, and say little elsewhere."""
 
-    def extract(cells, draw):
+    def extract(cells, draw, count):
         return {cell: matrix(cell, draw, separation if cell in best else elsewhere) for cell in cells}
 
     return extract
@@ -61,7 +61,7 @@ def mean_distance(features, labels):
 @pytest.mark.parametrize("best", [Cell("wide", 300, 4), Cell("flat", 10, 2), Cell("deep", 300, 1)])
 def test_cell_with_clusters_wins_under_every_criterion(best, criterion, rng_untouched):
     with rng_untouched():
-        result = grid_search(planted(best), **GRID, criterion=criterion)
+        result = search_cells(planted(best), **GRID, criterion=criterion)
     assert result.best == best
     assert result.criterion == (criterion if isinstance(criterion, str) else "silhouette_score")
     others = np.delete(result.scores[result.criterion].ravel(), np.nanargmax(result.scores[result.criterion]))
@@ -70,12 +70,12 @@ def test_cell_with_clusters_wins_under_every_criterion(best, criterion, rng_unto
 
 
 def test_consensus_is_the_default():
-    result = grid_search(planted(Cell("flat", 10, 2)), **GRID)
+    result = search_cells(planted(Cell("flat", 10, 2)), **GRID)
     assert (result.criterion, sorted(result.scores)) == ("consensus", ["consensus", "scott"])
 
 
 def test_axes_are_layers_timesteps_and_poolings_with_nan_where_maps_are_too_small():
-    result = grid_search(planted(Cell("wide", 300, 4)), **GRID)
+    result = search_cells(planted(Cell("wide", 300, 4)), **GRID)
     assert (result.layers, result.timesteps, result.poolings) == (("wide", "flat", "deep"), TIMESTEPS, POOLINGS)
     fits = np.array([[True, True, True], [True, True, False], [True, False, False]])
     for scores in result.scores.values():
@@ -86,7 +86,7 @@ def test_axes_are_layers_timesteps_and_poolings_with_nan_where_maps_are_too_smal
 
 
 def test_best_is_found_by_the_criterion_and_not_by_scott():
-    result = grid_search(planted(Cell("wide", 300, 4)), **GRID, criterion=lambda features, labels: -features.shape[1])
+    result = search_cells(planted(Cell("wide", 300, 4)), **GRID, criterion=lambda features, labels: -features.shape[1])
     assert np.nanargmax(result.scores["scott"]) == np.ravel_multi_index((0, 1, 2), (3, 2, 3))
     assert result.best == Cell("wide", 10, 1)  # the narrowest, and the first of equals
 
@@ -94,11 +94,11 @@ def test_best_is_found_by_the_criterion_and_not_by_scott():
 def test_each_timestep_and_draw_is_extracted_once_for_all_cells():
     calls = []
 
-    def extract(cells, draw):
+    def extract(cells, draw, count):
         calls.append((list(cells), draw))
-        return planted(Cell("flat", 10, 2))(cells, draw)
+        return planted(Cell("flat", 10, 2))(cells, draw, count)
 
-    result = grid_search(extract, **{**GRID, "n_draws": 3})
+    result = search_cells(extract, **{**GRID, "n_draws": 3})
     fits = [("wide", 1), ("wide", 2), ("wide", 4), ("flat", 1), ("flat", 2), ("deep", 1)]
     assert calls == [
         ([Cell(layer, timestep, pooling) for layer, pooling in fits], draw)
@@ -111,7 +111,7 @@ def test_each_timestep_and_draw_is_extracted_once_for_all_cells():
 
 def test_progress_is_logged(caplog):
     with caplog.at_level(logging.INFO, "skdiec"):
-        result = grid_search(planted(), **GRID, criterion="scott")
+        result = search_cells(planted(), **GRID, criterion="scott")
     best = [np.nanmax(result.scores["scott"][:, column]) for column in range(2)]
     assert [record.message for record in caplog.records] == [
         f"timestep {timestep}: best scott {value:.4f}" for timestep, value in zip(TIMESTEPS, best, strict=True)
@@ -123,7 +123,7 @@ def test_progress_is_logged(caplog):
 
 def test_scott_is_averaged_over_draws_in_as_many_dimensions_as_the_narrowest_cell_has():
     for n_components, dimensions in [(1, 1), (5, 2)]:  # "wide" at pooling 1 has two features
-        result = grid_search(planted(elsewhere=4), **{**GRID, "n_components": n_components}, n_init=4, seed=3)
+        result = search_cells(planted(elsewhere=4), **{**GRID, "n_components": n_components}, n_init=4, seed=3)
         for row, layer in enumerate(LAYERS):
             for column, timestep in enumerate(TIMESTEPS):
                 for depth, pooling in enumerate(POOLINGS):
@@ -166,7 +166,7 @@ def test_criteria_score_the_partition_with_the_lowest_cut_on_the_graph(change, c
                 mean_distance: mean_distance(reduced, labels),
             }[criterion]
         )
-    result = grid_search(planted(elsewhere=2), **only, criterion=criterion)
+    result = search_cells(planted(elsewhere=2), **only, criterion=criterion)
     assert result.scores[result.criterion].item() == pytest.approx(np.mean(values), rel=1e-6)
 
 
@@ -174,10 +174,10 @@ def test_criteria_score_the_partition_with_the_lowest_cut_on_the_graph(change, c
 def test_consensus_is_modularity_on_the_graphs_of_the_quarter_of_cells_that_scott_trusts(timesteps, n_graphs):
     better = Cell("wide", 10, 4), Cell("flat", 10, 1)
 
-    def extract(cells, draw):
+    def extract(cells, draw, count):
         return {cell: matrix(cell, draw, 8 if cell in better else 3) for cell in cells}
 
-    result = grid_search(extract, **{**GRID, "timesteps": timesteps, "poolings": (1, 2, 4)}, seed=3)
+    result = search_cells(extract, **{**GRID, "timesteps": timesteps, "poolings": (1, 2, 4)}, seed=3)
     fits = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
     positions = [(row, column, depth) for column in range(len(timesteps)) for row, depth in fits]
     graphs, partitions = {}, {}
@@ -214,7 +214,7 @@ def test_callable_gets_reduced_features_and_the_partition():
         seen.append((features, labels))
         return float(features[0, 0])
 
-    result = grid_search(planted(Cell("flat", 10, 2)), **{**GRID, "n_components": 2}, criterion=criterion)
+    result = search_cells(planted(Cell("flat", 10, 2)), **{**GRID, "n_components": 2}, criterion=criterion)
     assert [features.shape for features, _ in seen] == [(60, d) for d in (2, 8, 8, 3, 8, 4)] * 4
     assert adjusted_rand_score(seen[4][1], CLASSES) == adjusted_rand_score(seen[10][1], CLASSES) == 1
     # Averaged over draws: cells are scored in turn, for the two draws of a timestep one after the other.
@@ -235,18 +235,18 @@ def test_balance_weighs_sizes_in_the_choice_of_partitions(balance, sizes):
         return 0.0
 
     settings = {**SMALL, "poolings": (1,), "n_clusters": 2, "balance": balance}
-    grid_search(lambda cells, draw: {cells[0]: features}, **settings, criterion=criterion)
+    search_cells(lambda cells, draw, count: {cells[0]: features}, **settings, criterion=criterion)
     assert found == sizes
 
 
 def test_criterion_is_named_after_the_callable():
     silhouette = functools.partial(silhouette_score, metric="cosine")  # has no name of its own
-    assert grid_search(planted(), **SMALL, criterion=silhouette).criterion == "criterion"
-    assert sorted(grid_search(planted(), **SMALL, criterion=mean_distance).scores) == ["mean_distance", "scott"]
+    assert search_cells(planted(), **SMALL, criterion=silhouette).criterion == "criterion"
+    assert sorted(search_cells(planted(), **SMALL, criterion=mean_distance).scores) == ["mean_distance", "scott"]
 
 
 def test_processes_give_what_one_gives():
-    one, two = (grid_search(planted(Cell("flat", 10, 2)), **GRID, n_jobs=n_jobs) for n_jobs in (None, 2))
+    one, two = (search_cells(planted(Cell("flat", 10, 2)), **GRID, n_jobs=n_jobs) for n_jobs in (None, 2))
     assert one.best == two.best
     for name, scores in one.scores.items():
         assert_array_equal(two.scores[name], scores)
@@ -274,7 +274,7 @@ def test_wide_features_are_reduced_by_the_randomised_solver():
     assert inspect.signature(reduce_features).parameters["max_exact"].default == 4096
     wide = {"layers": {"wide": (300, 1, 1)}, "timesteps": [10], "poolings": [1], "n_draws": 1, "n_components": 2}
     cloud = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 300)) + 40 * np.eye(3)[CLASSES] @ rng.normal(size=(3, 300))
-    result = grid_search(lambda cells, draw: {cells[0]: cloud}, **{**GRID, **wide}, criterion=silhouette_score)
+    result = search_cells(lambda cells, draw, count: {cells[0]: cloud}, **{**GRID, **wide}, criterion=silhouette_score)
     assert result.scores["silhouette_score"].item() == pytest.approx(silhouette_score(cloud, CLASSES), abs=1e-3)
 
 
@@ -284,7 +284,7 @@ def test_wide_features_are_reduced_by_the_randomised_solver():
 def test_poolings_that_no_map_can_have_are_told_of():
     message = r"pooling must be at most the side of a layer's map; got \[16, 9\] .*'flat': \(3, 4, 2\)"
     with pytest.raises(ValueError, match=message):
-        grid_search(planted(), **{**GRID, "poolings": [16, 9]})
+        search_cells(planted(), **{**GRID, "poolings": [16, 9]})
 
 
 def test_cells_without_a_score_are_passed_over():
@@ -293,8 +293,115 @@ def test_cells_without_a_score_are_passed_over():
         def criterion(features, labels, width=2 * bad**2):
             return np.nan if features.shape[1] == width else 1.0
 
-        result = grid_search(planted(), **SMALL, criterion=criterion)
+        result = search_cells(planted(), **SMALL, criterion=criterion)
         assert result.best == Cell("wide", 10, good)
         assert_array_equal(np.isnan(result.scores["criterion"]), [[[bad == 1, bad == 2]]])
     with pytest.raises(ValueError, match="criterion '<lambda>' gave no finite value for any cell"):
-        grid_search(planted(), **SMALL, criterion=lambda features, labels: np.nan)
+        search_cells(planted(), **SMALL, criterion=lambda features, labels: np.nan)
+
+
+# Halving
+
+SPACE = {
+    "strategy": "halving",
+    "n_images": 200,
+    "n_draws": 2,
+    "layers": {"early": (2, 4, 4), "middle": (3, 2, 2), "late": (2, 4, 4)},
+    "timesteps": (5, 10, 20, 40, 80, 160),
+    "poolings": (1, 2),
+    "n_clusters": 2,
+    "n_components": 5,
+    "n_neighbors": 6,
+}
+
+
+def two_clusters(best, calls):
+    """An extract with two clusters in one cell, less of them at its timestep and layer, and none elsewhere."""
+    layers = list(SPACE["layers"])
+
+    def extract(cells, draw, count):
+        calls.append(([*cells], draw, count))
+        found = {}
+        for cell in cells:
+            rng = np.random.default_rng([layers.index(cell.layer), cell.timestep, cell.pooling, draw])
+            separation = (cell.timestep == best.timestep) + (cell.layer == best.layer) + 20 * (cell == best)
+            values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
+            values[::2, 0] += separation
+            found[cell] = values[:count].astype(np.float32)
+        return found
+
+    return extract
+
+
+@pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "scott", silhouette_score])
+@pytest.mark.parametrize("best", [Cell("early", 160, 2), Cell("middle", 20, 1), Cell("late", 5, 2)])
+def test_halving_finds_the_cell_with_clusters(best, criterion, rng_untouched):
+    with rng_untouched():
+        result = search_cells(two_clusters(best, []), **SPACE, criterion=criterion)
+    assert result.best == best
+
+
+def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws():
+    best = Cell("middle", 20, 2)
+    calls = []
+    costs = {"early": 0.25, "middle": 0.5, "late": 1.0}
+    result = search_cells(two_clusters(best, calls), **SPACE, costs=costs)
+    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == [(50, 1), (200, 1), (200, 2)]
+    assert [len(stage.cells) for stage in result.stages[:2]] == [36, 6]
+    assert [len({cell.timestep for cell in stage.cells}) for stage in result.stages] == [6, 2, 1]
+    assert result.n_images == 200
+    names = result.layers
+    for before, stage in zip(result.stages, result.stages[1:], strict=False):
+        # The better half of the cells of the best quarter of the timesteps, which are as good as their best cells.
+        values = {
+            cell: before.scores["consensus"][
+                names.index(cell.layer), result.timesteps.index(cell.timestep), result.poolings.index(cell.pooling)
+            ]
+            for cell in before.cells
+        }
+        peaks = {}
+        for cell, value in values.items():
+            peaks[cell.timestep] = max(value, peaks.get(cell.timestep, -np.inf))
+        kept = sorted(peaks, key=lambda t: -peaks[t])[: -(-len(peaks) // 4)]
+        candidates = sorted((cell for cell in values if cell.timestep in kept), key=lambda cell: -values[cell])
+        assert set(stage.cells) == set(candidates[: -(-len(candidates) // 2)])
+    for stage in result.stages:
+        for scores in stage.scores.values():
+            assert np.isfinite(scores).sum() == len(stage.cells)
+    assert result.scores is result.stages[-1].scores
+    # Nothing is extracted twice, and each timestep's cells together.
+    assert [count for _, _, count in calls] == [50] * 6 + [200] * 3
+    assert [draw for _, draw, _ in calls] == [0] * 8 + [1]
+    assert [stage.n_forward for stage in result.stages] == [300, 400, 200]
+    assert result.n_forward == 900
+    work = [count * max(costs[cell.layer] for cell in cells) for cells, _, count in calls]
+    assert [stage.n_evaluations for stage in result.stages] == [300, sum(work[6:8]), work[8]]
+    assert result.n_evaluations == sum(work)
+    assert result.seconds == pytest.approx(sum(stage.seconds for stage in result.stages))
+
+
+@pytest.mark.parametrize(
+    ("change", "plan"),
+    [
+        ({"timesteps": (5,)}, [(200, 2)]),
+        ({"timesteps": (5,), "n_draws": 1}, [(200, 1)]),
+        ({"timesteps": (5, 10), "n_draws": 1}, [(200, 1)]),
+        ({"n_draws": 1}, [(50, 1), (200, 1)]),
+        ({"n_clusters": 3}, [(75, 1), (200, 1), (200, 2)]),
+        ({"n_clusters": 20, "n_draws": 1}, [(200, 1), (200, 1)]),
+        ({"timesteps": tuple(range(1, 18)), "n_draws": 1, "n_clusters": 1}, [(25, 1), (50, 1), (200, 1)]),
+    ],
+)
+def test_stages_of_halving(change, plan):
+    calls = []
+    result = search_cells(two_clusters(Cell("late", 5, 1), calls), **{**SPACE, **change}, criterion="scott")
+    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == plan
+    assert len(calls) == len({(cells[0].timestep, draw, count) for cells, draw, count in calls})
+
+
+def test_grid_is_one_stage_of_all_cells():
+    result = search_cells(planted(Cell("flat", 10, 2)), **GRID, costs={"wide": 0.5, "flat": 0.75, "deep": 0.75})
+    (stage,) = result.stages
+    assert (stage.n_images, stage.n_draws, len(stage.cells)) == (60, 2, 12)
+    assert (stage.n_forward, stage.n_evaluations) == (60 * 2 * 2, 60 * 2 * 2 * 0.75)
+    assert (result.scores, result.n_evaluations, result.seconds) == (stage.scores, stage.n_evaluations, stage.seconds)
