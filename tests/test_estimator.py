@@ -643,7 +643,9 @@ def test_default_layers_and_poolings_are_all_blocks_and_up_to_four(make_model, i
     assert model.search_result_.poolings == (1, 2, 4)
 
 
-def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_model, images, labels, monkeypatch):
+@pytest.fixture
+def extracted(monkeypatch):
+    """Rows and draw of every extraction, as they come."""
     seen = []
     extract = FeatureExtractor.extract
 
@@ -652,10 +654,14 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
         return extract(extractor, source, cells, rows=rows, draw=draw)
 
     monkeypatch.setattr(FeatureExtractor, "extract", watched)
+    return seen
+
+
+def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_model, images, labels, extracted):
     model = make_model(max_search_samples=20, search_draws=2).fit(images)
     assert same_partition(model.labels_, labels)
     assert (model.search_result_.n_images, model.search_result_.n_forward) == (20, 40)
-    (rows, first), (again, second) = seen[:2]
+    (rows, first), (again, second) = extracted[:2]
     assert_array_equal(rows, again)
     assert (first, second) == (0, 1)
     assert_array_equal(rows, np.unique(rows))
@@ -663,27 +669,19 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
     assert rows.max() > 20  # not the first ones
 
 
-def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, monkeypatch):
+def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, extracted, monkeypatch):
     monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 4)
-    seen = []
-    extract = FeatureExtractor.extract
-
-    def watched(extractor, source, cells, *, rows=None, draw=None):
-        seen.append((cells, rows))
-        return extract(extractor, source, cells, rows=rows, draw=draw)
-
-    monkeypatch.setattr(FeatureExtractor, "extract", watched)
     space = {"layer": ["mid_block", "up_blocks.0"], "timestep": (20, 50, 100, 200, 300), "pooling": (1, 2)}
     model = make_model(search="halving", **space).fit(images)
     result = model.search_result_
     assert [stage.n_images for stage in result.stages] == [12, 48]
     assert [len(stage.cells) for stage in result.stages] == [20, 4]
-    few = seen[0][1]
-    assert all(np.array_equal(rows, few) for _, rows in seen[:5])
+    few, _ = extracted[0]
+    assert all(np.array_equal(rows, few) for rows, _ in extracted[:5])
     assert len(few) == 12
     assert few.max() > 12  # not the first ones
     assert_array_equal(few, np.unique(few))
-    for _, rows in seen[5:7]:
+    for rows, _ in extracted[5:7]:
         assert set(rows) > set(few)
     assert result.n_evaluations < result.n_forward == 5 * 12 + 2 * 48
     assert same_partition(model.labels_, labels)
