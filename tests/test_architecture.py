@@ -35,7 +35,7 @@ LIBRARIES = {
     "plotting": {"matplotlib", "numpy"},
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},
-    "search": {"joblib", "numpy", "sklearn", "threadpoolctl"},
+    "search": {"joblib", "numpy", "scipy.sparse", "sklearn", "threadpoolctl"},
     "skdiec": set(),
     "training": {"numpy", "scipy.sparse", "torch"},
 }

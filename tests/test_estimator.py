@@ -860,7 +860,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
     defaults = DiffusionEmbeddedClustering().get_params()
     assert set(WIRING) == set(defaults)
     same = {name for name, (value, _, _) in WIRING.items() if value == defaults[name]}
-    assert same == {"search"}  # there is only one way yet
+    assert same == set()
 
 
 @pytest.mark.parametrize("name", WIRING)
