@@ -203,7 +203,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         parameters, compute them once. Needs a `random_state` to be of use.
 
     inference_batch_size : int, default=128
-        Images per forward pass outside of training. Results do not depend on it.
+        Images per forward pass outside of training; halved as often as the device's memory does not suffice. Results do
+        not depend on it.
+
+    precision : {"fp32", "bf16", "fp16"}, default="fp32"
+        Number format of forward passes outside of training (autocast where it is not fp32). ``"bf16"`` is faster on
+        processors and GPUs that compute with it, and changes features by 1 to 2 % of their variation.
 
     device : str, default=None
         Where networks run. None is CUDA where there is one, else the CPU.
@@ -321,6 +326,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "backbone_folder": [str, os.PathLike, None],
         "memory": [str, HasMethods(["cache"]), None],
         "inference_batch_size": [Interval(Integral, 1, None, closed="left")],
+        "precision": [StrOptions({"fp32", "bf16", "fp16"})],
         "device": [str, torch.device, None],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
@@ -367,6 +373,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         backbone_folder: str | os.PathLike | None = None,
         memory: str | joblib.Memory | None = None,
         inference_batch_size: int = 128,
+        precision: str = "fp32",
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -409,6 +416,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.backbone_folder = backbone_folder
         self.memory = memory
         self.inference_batch_size = inference_batch_size
+        self.precision = precision
         self.device = device
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -481,7 +489,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         shift = self.shift
         if shift is None:
             shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
-        extractor = FeatureExtractor(backbone, self.n_draws, shift, seeds.noise, self.inference_batch_size)
+        extractor = FeatureExtractor(
+            backbone, self.n_draws, shift, seeds.noise, self.inference_batch_size, self.precision
+        )
         clock.stop("backbone")
         search = self._search(extractor, source, layers, timesteps, poolings, memory, seeds)
         cell = search.best
@@ -714,7 +724,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
         key: tuple = ()
         if memory.location is not None:
-            key = (source.fingerprint(), extractor.backbone.fingerprint(), seeds, extractor.shift)
+            key = (source.fingerprint(), extractor.backbone.fingerprint(), seeds, extractor.shift, extractor.precision)
         return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
             key,
             lambda cells, draw, count: extractor.extract(source, cells, rows=np.sort(order[:count]), draw=draw),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import joblib
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +24,8 @@ from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
 from skdiec.images import ImageSource
 
+logger = logging.getLogger(__name__)
+
 ROW_MULTIPLE = 32
 """Every forward pass has a multiple of this many rows. Matrix kernels treat the rows of a remainder
 differently, in the last bits; full groups make a row's features independent of the batch it is in."""
@@ -28,6 +33,10 @@ differently, in the last bits; full groups make a row's features independent of 
 BLOCK_ROWS = 4096
 """Rows whose features `map_features` holds at a time."""
 
+MEMORY_MAP_ABOVE = 2**31
+"""Bytes above which a matrix is a memory map of a temporary file, which goes with it, instead of an array in memory."""
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
 
@@ -69,7 +78,10 @@ class FeatureExtractor:
     seed : int, default=0
         Seeds the draws.
     batch_size : int, default=128
-        Images per forward pass, rounded up to a multiple of 32.
+        Images per forward pass, rounded up to a multiple of 32; halved, as often as need be, where the device's
+        memory does not suffice.
+    precision : {"fp32", "bf16", "fp16"}, default="fp32"
+        Number format of the passes of `extract` (autocast where it is not fp32). Features are float32 in any case.
     memory : joblib.Memory, default=no caching
         Caches the matrices by images, weights and all that they depend on.
     """
@@ -79,6 +91,7 @@ class FeatureExtractor:
     shift: int = 0
     seed: int = 0
     batch_size: int = 128
+    precision: str = "fp32"
     memory: joblib.Memory = field(default_factory=lambda: joblib.Memory(location=None, verbose=0))
 
     def draws(self) -> list[Draw]:
@@ -152,7 +165,7 @@ class FeatureExtractor:
             self.backbone.fingerprint(),
             tuple(cells),
             None if rows is None else hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest(),
-            (self.n_draws, self.shift, self.seed, draw),
+            (self.n_draws, self.shift, self.seed, draw, self.precision),
         )
         cached = self.memory.cache(_extract_cached, ignore=["extractor", "arguments"], verbose=0)
         return cached(key, self, (source, cells, rows, draw))
@@ -167,22 +180,43 @@ class FeatureExtractor:
         rows = np.arange(len(source)) if rows is None else np.asarray(rows)
         draws = self.draws() if draw is None else self.draws()[draw : draw + 1]
         features: dict[Cell, NDArray[np.float32]] = {}
-        batch_size = ROW_MULTIPLE * math.ceil(self.batch_size / ROW_MULTIPLE)
-        network = self.backbone.network
-        with activations.evaluating(network), torch.inference_mode():
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                images = torch.from_numpy(source.read(batch)).to(self.backbone.device)
-                for cell, values in self.forward(images, cells, draws).items():
+        size = ROW_MULTIPLE * math.ceil(self.batch_size / ROW_MULTIPLE)
+        network, device = self.backbone.network, self.backbone.device
+        dtype = _AUTOCAST.get(self.precision)
+        casting = torch.autocast(device.type, dtype, enabled=dtype is not None)
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        first = 0
+        with activations.evaluating(network), torch.inference_mode(), casting:
+            for images in _read_ahead(source, batches, device):
+                part, size = self._forward_in_parts(images, cells, draws, size)
+                for cell, values in part.items():
                     if cell not in features:
-                        features[cell] = np.empty((len(rows), values.shape[1]), dtype=np.float32)
-                    features[cell][start : start + len(batch)] = values.cpu().numpy()
+                        features[cell] = _empty((len(rows), values.shape[1]), np.float32)
+                    features[cell][first : first + len(images)] = values.cpu().numpy()
+                first += len(images)
         for cell, matrix in features.items():
             with np.errstate(invalid="ignore"):  # infinities of both signs
                 total = matrix.sum(dtype=np.float64)
             if not np.isfinite(total):  # one sum tells: it is finite only if all values are
                 raise ValueError(f"the backbone's activations at {cell} are not finite")
         return features
+
+    def _forward_in_parts(
+        self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw], size: int
+    ) -> tuple[dict[Cell, Tensor], int]:
+        """Return the features of a batch, and how many images at once the device's memory sufficed for."""
+        while True:
+            try:
+                parts = [self.forward(part, cells, draws) for part in images.split(size)]
+                return {cell: torch.cat([part[cell] for part in parts]) for cell in cells}, size
+            except torch.OutOfMemoryError:
+                if size <= ROW_MULTIPLE:
+                    raise
+            # Not in the handler, where the exception still holds the tensors of the pass that failed.
+            size = ROW_MULTIPLE * math.ceil(size / 2 / ROW_MULTIPLE)
+            logger.warning("out of memory: going on with %d images per forward pass", size)
+            if images.is_cuda:
+                torch.cuda.empty_cache()
 
     def forward(self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw]) -> dict[Cell, Tensor]:
         """Compute the features of one batch, differentiable where gradients are enabled.
@@ -225,6 +259,31 @@ class FeatureExtractor:
                 for cell, values in pooled.items():
                     totals[cell] = totals[cell] + values if cell in totals else values
         return {cell: total[:n] / len(draws) for cell, total in totals.items()}
+
+
+def _read_ahead(source: ImageSource, batches: Sequence[NDArray[np.integer]], device: torch.device) -> Iterator[Tensor]:
+    """Yield the images of each batch on a device, and read those of the next one meanwhile."""
+
+    def read(batch: NDArray[np.integer]) -> Tensor:
+        images = torch.from_numpy(source.read(batch))
+        return images.pin_memory() if device.type == "cuda" else images
+
+    with ThreadPoolExecutor(1) as reader:
+        following = [reader.submit(read, batch) for batch in batches[:1]]
+        for batch in batches[1:]:
+            images = following.pop().result()
+            following.append(reader.submit(read, batch))
+            yield images.to(device, non_blocking=True)
+        for last in following:
+            yield last.result().to(device, non_blocking=True)
+
+
+def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """Return an array to fill: in memory, or past `MEMORY_MAP_ABOVE` bytes in a temporary file."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= MEMORY_MAP_ABOVE:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(prefix="skdiec-") as file:
+        return np.memmap(file, dtype, mode="w+", shape=shape)
 
 
 def _moved(images: Tensor, right: int, down: int) -> Tensor:
@@ -320,7 +379,7 @@ def map_features(
         rows = np.arange(start, min(start + BLOCK_ROWS, len(source)))
         block = function(*(extractor.extract(source, [cell], rows=rows)[cell] for extractor in extractors))
         if result is None:
-            result = np.empty((len(source), *block.shape[1:]), dtype=block.dtype)
+            result = _empty((len(source), *block.shape[1:]), block.dtype)
         result[rows] = block
     if result is None:
         raise ValueError("source holds no image")

@@ -837,6 +837,7 @@ WIRING = {
     "backbone_folder": reaches("folder", "pretrain.folder", expected=Path("folder"), **AUTO),
     "memory": reaches("memory", "check_memory.memory"),
     "inference_batch_size": reaches(16, "extract.self.batch_size"),
+    "precision": reaches("bf16", "extract.self.precision"),
     "device": reaches("cpu:0", "pretrain.device", "to.device", expected=torch.device("cpu:0"), **AUTO),
     "n_jobs": reaches(1, "search_cells.n_jobs", "_find_start.n_jobs", "knn_graph.n_jobs"),
     "random_state": (

@@ -1,4 +1,5 @@
 import dataclasses
+import tempfile
 
 import joblib
 import numpy as np
@@ -193,6 +194,85 @@ def test_pass_ends_at_the_deepest_wanted_layer(extractor):
     assert ran == ["mid_block", "up_blocks.0"] * 3
 
 
+@pytest.mark.parametrize("size", [24, 16, 8])
+@pytest.mark.usefixtures("small_groups")
+def test_passes_get_smaller_where_memory_does_not_suffice(size, extractor, caplog):
+    expected = extractor.extract(SOURCE, CELLS)
+    seen = []
+
+    def run_out(module, inputs):
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > size:
+            raise torch.OutOfMemoryError("out of memory")
+
+    handle = extractor.backbone.network.register_forward_pre_hook(run_out)
+    extractor = dataclasses.replace(extractor, batch_size=24)
+    found = extractor.extract(SOURCE, CELLS)
+    for cell in CELLS:
+        assert_allclose(found[cell], expected[cell], rtol=0, atol=1e-6)
+    tried = {24: [24], 16: [24, 16], 8: [24, 16, 8]}[size]
+    assert list(dict.fromkeys(seen)) == ([*tried, 8] if size == 16 else tried)  # 21 rows are 16 and 5
+    assert caplog.messages == [f"out of memory: going on with {n} images per forward pass" for n in tried[1:]]
+    handle.remove()
+    extractor.backbone.network.register_forward_pre_hook(lambda *_: run_out(None, [range(size + 1)]))
+    with pytest.raises(torch.OutOfMemoryError):
+        extractor.extract(SOURCE, CELLS)
+
+
+def test_batches_are_read_ahead_one_at_a_time():
+    class Watched:
+        def __init__(self):
+            self.asked = []
+
+        def read(self, rows):
+            self.asked.append(list(rows))
+            if 9 in rows:
+                raise OSError("no such image")
+            return SOURCE.read(rows)
+
+    source = Watched()
+    batches = features._read_ahead(source, [np.array(rows) for rows in ([4, 1], [2], [0, 3])], torch.device("cpu"))
+    for count, rows in enumerate(([4, 1], [2], [0, 3]), start=1):
+        np.testing.assert_array_equal(next(batches), SOURCE.read(np.array(rows)))
+        assert len(source.asked) <= count + 1
+    assert list(batches) == []
+    assert source.asked == [[4, 1], [2], [0, 3]]
+    assert list(features._read_ahead(source, [], torch.device("cpu"))) == []
+    with pytest.raises(OSError, match="no such image"):
+        list(features._read_ahead(source, [np.array([1]), np.array([9])], torch.device("cpu")))
+
+
+# Precision and memory
+
+
+def test_bfloat16_changes_features_a_little_and_the_same_in_any_batch(extractor):
+    images = np.random.default_rng(5).integers(0, 256, (70, *SOURCE.shape), dtype=np.uint8)
+    source, low = as_image_source(images), dataclasses.replace(extractor, precision="bf16")
+    expected, found = extractor.extract(source, CELLS), low.extract(source, CELLS)
+    again = dataclasses.replace(low, batch_size=32).extract(source, CELLS, rows=np.arange(5, 70))
+    for cell in CELLS:
+        assert found[cell].dtype == np.float32
+        spread = np.linalg.norm(expected[cell] - expected[cell].mean(axis=0))
+        assert 1e-4 < np.linalg.norm(found[cell] - expected[cell]) / spread < 0.05
+        np.testing.assert_array_equal(again[cell], found[cell][5:])
+
+
+def test_large_matrices_are_memory_maps_of_files_that_go_with_them(extractor, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    expected = extractor.extract(SOURCE, CELLS)
+    mapped = map_features([extractor], SOURCE, CELLS[0], lambda matrix: matrix * 2)
+    assert not any(isinstance(matrix, np.memmap) for matrix in (*expected.values(), mapped))
+    monkeypatch.setattr(features, "MEMORY_MAP_ABOVE", expected[CELLS[0]].nbytes - 1)
+    found = extractor.extract(SOURCE, CELLS)
+    for cell in CELLS:
+        assert isinstance(found[cell], np.memmap)
+        np.testing.assert_array_equal(found[cell], expected[cell])
+    again = map_features([extractor], SOURCE, CELLS[0], lambda matrix: matrix * 2)
+    assert isinstance(again, np.memmap)
+    np.testing.assert_array_equal(again, mapped)
+    assert list(tmp_path.iterdir()) == []
+
+
 # The caller's network
 
 
@@ -256,7 +336,7 @@ def test_cached_features_equal_computed_ones_and_run_no_network(cached):
             np.testing.assert_array_equal(found[cell], expected[cell])
 
 
-@pytest.mark.parametrize("setting", [{"seed": 8}, {"n_draws": 2}, {"shift": 1}])
+@pytest.mark.parametrize("setting", [{"seed": 8}, {"n_draws": 2}, {"shift": 1}, {"precision": "bf16"}])
 def test_cache_tells_settings_apart(setting, cached):
     extractor, rows, _, _ = cached
     with pytest.raises(RuntimeError, match="the network runs"):
