@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +195,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _hooks(network: nn.Module, names: Sequence[str], act: Callable[[str, Any], None]) -> Iterator[None]:
-    modules: Mapping[str, nn.Module] = dict(network.named_modules())
     handles = []
     try:
         for name in names:
@@ -203,7 +202,7 @@ def _hooks(network: nn.Module, names: Sequence[str], act: Callable[[str, Any], N
             def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
                 act(name, output)
 
-            handles.append(modules[name].register_forward_hook(hook))
+            handles.append(network.get_submodule(name).register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

@@ -105,14 +105,18 @@ class ArrayImages(ImageSource):
         channels, height, width = self.shape
         if self._channels_last:
             block = np.moveaxis(block.reshape(len(block), height, width, channels), -1, 1)
-        low, high = self.format.value_range
-        # In float64: float32 would lose the digits of a range that lies far from zero.
-        scaled = (block.astype(np.float64) - low) * (2.0 / (high - low)) - 1.0
+        # There are few values of uint8, each of which is scaled once.
+        scaled = self._scale(np.arange(256))[block] if block.dtype == np.uint8 else self._scale(block)
         if self.format.is_table:
             flat = np.full((len(block), channels * height * width), -1.0, dtype=np.float32)
             flat[:, : scaled.shape[1]] = scaled
             return flat.reshape(-1, channels, height, width)
-        return np.ascontiguousarray(scaled.reshape(-1, channels, height, width), dtype=np.float32)
+        return np.ascontiguousarray(scaled.reshape(-1, channels, height, width))
+
+    def _scale(self, values: NDArray) -> NDArray[np.float32]:
+        low, high = self.format.value_range
+        # In float64: float32 would lose the digits of a range that lies far from zero.
+        return ((values.astype(np.float64) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
 
     def _hash_content(self, digest: Any) -> None:
         digest.update(f"{self.array.dtype.str}{self.array.shape}{self._channels_last}".encode())

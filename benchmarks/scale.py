@@ -1,0 +1,123 @@
+"""Send up to a million images through `predict` and `transform`: does the cost of an image, or memory, grow?
+
+The images are 16 x 16 discs of noise in a memory-mapped file, the backbone is as small as one can be, so that whatever
+is not the network shows. Every run has a process of its own.
+
+    python benchmarks/scale.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import joblib
+import numpy as np
+from common import Results, in_new_process, machine, markdown_table, sources, write_table
+
+COUNTS = (10_000, 100_000, 1_000_000)
+METHODS = ("predict", "transform")
+_BLOCK = 10_000
+
+
+def write_images(path: Path, count: int) -> None:
+    """Write discs of three sizes on noise."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[-7.5:8, -7.5:8]
+    discs = np.array([np.hypot(x, y) < radius for radius in (2, 4, 7)])
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, 16, 16))
+    for start in range(0, count, _BLOCK):
+        kinds = generator.integers(3, size=min(_BLOCK, count - start))
+        noise = generator.integers(0, 100, (len(kinds), 16, 16))
+        images[start : start + len(kinds)] = noise + 150 * discs[kinds]
+    images.flush()
+
+
+def fit(path: Path, folder: Path) -> None:
+    from skdiec import DiffusionEmbeddedClustering
+
+    model = DiffusionEmbeddedClustering(
+        3,
+        layer="mid_block",
+        timestep=50,
+        pooling=2,
+        n_draws=1,
+        pretrain_params={"epochs": 2, "channels": (8, 16)},
+        random_state=0,
+    )
+    joblib.dump(model.fit(np.load(path, mmap_mode="r")[:2000]), folder / "model.joblib")
+
+
+def run(method: str, path: Path, folder: Path, count: int) -> tuple[float, float, int]:
+    """Return the seconds of a call, those of the bare truncated pass for as many images, and the output's bytes."""
+    import torch
+
+    from skdiec.activations import capture
+
+    model = joblib.load(folder / "model.joblib")
+    backbone, batch_size = model.backbone_, model.inference_batch_size
+    images = np.load(path, mmap_mode="r")[:count]
+    batch = torch.zeros((batch_size, *backbone.input_shape))
+    timesteps = torch.full((batch_size,), model.timestep_)
+    started = time.perf_counter()
+    output = getattr(model, method)(images)
+    seconds = time.perf_counter() - started
+    passes = _BLOCK // batch_size
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for _ in range(passes):
+            capture(
+                backbone.network,
+                lambda: backbone.predict(batch, timesteps),
+                [model.layer_],
+                lambda name, activation: None,
+            )
+    bare = (time.perf_counter() - started) * count / (passes * batch_size)
+    return seconds, bare, output.nbytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
+    arguments = parser.parse_args()
+    results = results_of()
+    missing = [(m, n) for n in COUNTS for m in METHODS if not results.find(method=m, images=n)]
+    if missing and not arguments.table:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "images.npy"
+            write_images(path, max(count for _, count in missing))
+            in_new_process(fit, path, Path(folder))
+            for method, count in missing:
+                (seconds, bare, size), _, peak = in_new_process(run, method, path, Path(folder), count)
+                values = {"seconds": seconds, "bare_seconds": bare, "output_gb": size / 2**30, "peak_gb": peak}
+                results.add(method=method, images=count, machine=machine(), **values)
+    write_table("scale", table(results))
+
+
+def results_of() -> Results:
+    return Results("scale", ("method", "images"), ("seconds", "bare_seconds", "output_gb", "peak_gb", "machine"))
+
+
+def table(results: Results) -> list[str]:
+    header = ("method", "images", "images/s", "of the bare pass", "peak GB", "of which output")
+    rows = []
+    for row in results.rows:
+        count, seconds = int(row["images"]), float(row["seconds"])
+        share = float(row["bare_seconds"]) / seconds
+        memory = [f"{float(row[column]):.2f}" for column in ("peak_gb", "output_gb")]
+        rows.append((row["method"], f"{count:,}", f"{count / seconds:,.0f}", f"{share:.0%}", *memory))
+    return [
+        *markdown_table(header, rows),
+        "",
+        "16 x 16 images in a memory-mapped file, whose pages count as resident memory too (256 MB for a million); one "
+        "noise draw, a backbone with 8 and 16 channels. Bare pass: the network up to the chosen layer alone, in the "
+        "same run.",
+        *sources(results),
+        "Command: `python benchmarks/scale.py`.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
