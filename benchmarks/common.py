@@ -21,6 +21,8 @@ from skdiec.metrics import clustering_report
 HERE = Path(__file__).parent
 BACKBONES = HERE / "backbones"
 RESULTS = HERE / "results"
+WORK = HERE / "work"
+"""What a stopped run goes on from, and nobody else needs."""
 
 
 class Results:

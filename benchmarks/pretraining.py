@@ -1,7 +1,8 @@
 """Measure what pretraining costs and brings: accuracy against seconds, and what makes it cheaper.
 
-Each row trains a backbone from nothing and clusters with it; pretraining and clustering take one random state. The rows
-of the price curve take the defaults of `pretrain` but for the epochs. A run that was stopped goes on where it was.
+Each row trains a backbone from nothing, kept in `benchmarks/work/`, and clusters with it; pretraining and clustering
+take one random state. The rows of the price curve take the defaults of `pretrain` but for the epochs. A run that was
+stopped goes on where it was.
 
     python benchmarks/pretraining.py --data FOLDER --datasets usps --seeds 1
 """
@@ -9,12 +10,12 @@ of the price curve take the defaults of `pretrain` but for the epochs. A run tha
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from accuracy import NAMES
 from common import (
+    WORK,
     Results,
     add_run_options,
     agreement,
@@ -28,7 +29,7 @@ from common import (
 
 from skdiec.datasets import load_dataset
 
-CURVE = {"usps": (1, 2, 4, 8, 16, 32, 64), "digits": (10, 20, 40, 80)}
+CURVE = {"usps": (1, 2, 4, 8, 16, 32, 64), "digits": (10, 20, 40, 80), "cifar10": (1, 2, 4, 8)}
 """Epochs of the price curve."""
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -48,11 +49,11 @@ FIT = {"n_draws": 2, "shift": 0}
 """Departures of the fits from the estimator's defaults: less time for features, since that of training is compared."""
 
 
-def train_and_fit(name: str, folder: Path | None, seed: int, settings: dict[str, Any], where: str) -> dict[str, Any]:
+def train_and_fit(name: str, folder: Path | None, seed: int, settings: dict[str, Any], where: Path) -> dict[str, Any]:
     from skdiec import DiffusionEmbeddedClustering, pretrain
 
     images = load_dataset(name, folder).images
-    backbone = pretrain(images, where, random_state=seed, **settings)
+    backbone = pretrain(images, where, dtype="bfloat16", random_state=seed, **settings)
     model = DiffusionEmbeddedClustering(10, backbone=backbone, random_state=seed, **FIT).fit(images)
     return {
         "labels": model.labels_,
@@ -81,8 +82,8 @@ def main() -> None:
                 key = {"dataset": name, "recipe": recipe, "epochs": settings["epochs"], "seed": seed}
                 if results.find(**key):
                     continue
-                with tempfile.TemporaryDirectory() as where:
-                    row, _, _ = in_new_process(train_and_fit, name, arguments.data, seed, settings, where)
+                where = WORK / "_".join(["backbone", name, *recipe.split(), str(settings["epochs"]), str(seed)])
+                row, _, _ = in_new_process(train_and_fit, name, arguments.data, seed, settings, where)
                 start = agreement(y, row.pop("initial"))["acc"]
                 results.add(**key, **agreement(y, row.pop("labels")), start_acc=start, **row, machine=machine())
     write_table("pretraining", table(results))
