@@ -17,7 +17,7 @@ from common import BACKBONES, add_data_options, machine, write_table
 
 from skdiec import DiffusionEmbeddedClustering
 from skdiec.activations import Cell, capture
-from skdiec.backbones import load_backbone
+from skdiec.backbones import PixelBackbone, load_backbone
 from skdiec.datasets import load_dataset
 from skdiec.features import FeatureExtractor
 from skdiec.images import as_image_source
@@ -33,21 +33,18 @@ def main() -> None:
     arguments = parser.parse_args()
     images = load_dataset("usps", arguments.data).images
     backbone = load_backbone(BACKBONES / "usps")
-    lines = [*extraction(images, backbone), *head(images, backbone)]
+    lines = [*extraction(images, backbone), *prediction(images, backbone), *head(images, backbone)]
     lines += ["", f"USPS. Machine: {machine()}. Command: `python benchmarks/speed.py`."]
     write_table("speed", lines)
 
 
-def extraction(images: np.ndarray, backbone: object) -> list[str]:
+def extraction(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
     """Compare extraction with the bare, truncated forward pass at the same batch size."""
     cell = Cell("mid_block", 50, 4)
     source = as_image_source(images[:N_IMAGES])
     extractor = FeatureExtractor(backbone, n_draws=1, batch_size=BATCH_SIZE)
     batch = backbone.prepare(torch.from_numpy(source.read(slice(0, BATCH_SIZE))))
     timesteps = torch.full((BATCH_SIZE,), cell.timestep)
-
-    def discard(name: str, activation: torch.Tensor) -> None:
-        return
 
     def bare() -> None:
         with torch.inference_mode():
@@ -75,7 +72,30 @@ def extraction(images: np.ndarray, backbone: object) -> list[str]:
     ]
 
 
-def head(images: np.ndarray, backbone: object) -> list[str]:
+def prediction(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
+    """Compare `predict` with the bare, truncated forward passes that it needs."""
+    settings = {"layer": "mid_block", "timestep": 50, "pooling": 4, "max_epochs": 1, "random_state": 0}
+    model = DiffusionEmbeddedClustering(10, backbone=backbone, **settings).fit(images[:N_IMAGES])
+    batch = torch.zeros((model.inference_batch_size, *backbone.input_shape))
+    timesteps = torch.full((len(batch),), model.timestep_)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for _ in range(model.n_draws * N_IMAGES // len(batch)):
+                capture(backbone.network, lambda: backbone.predict(batch, timesteps), [model.layer_], discard)
+
+    def ours() -> None:
+        model.predict(images[:N_IMAGES])
+
+    rounds = [(seconds(bare), seconds(ours)) for _ in range(ROUNDS)]
+    bare_rate, our_rate = (N_IMAGES / min(column) for column in zip(*rounds, strict=True))
+    return [
+        f"- `predict`: {our_rate:.0f} images/s, {our_rate / bare_rate:.1%} of the {model.n_draws} bare truncated passes "
+        f"that each image needs ({bare_rate:.0f})"
+    ]
+
+
+def head(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
     """Time the head on cached features, and compare labels between runs that must agree."""
     settings = {"backbone": backbone, "layer": "mid_block", "timestep": 50, "pooling": 4, "random_state": 0}
 
@@ -91,6 +111,10 @@ def head(images: np.ndarray, backbone: object) -> list[str]:
         f"- fitted twice: identical labels {bool((once.labels_ == again.labels_).all())}; without cache, with n_jobs=2 "
         f"and batches of 200: identical labels {bool((once.labels_ == other.labels_).all())}",
     ]
+
+
+def discard(name: str, activation: torch.Tensor) -> None:
+    return
 
 
 def seconds(function: Callable[[], None]) -> float:

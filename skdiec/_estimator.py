@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import logging
 import math
 import os
@@ -137,6 +138,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     n_neighbors : int, default=10
         Neighbours of each image in the graph that start, training and score use.
 
+    neighbors_algorithm : {"exact", "nndescent"}, default="exact"
+        How they are found (`skdiec.graph.knn_graph`). The time of ``"exact"`` grows with the square of the number of
+        images; from some hundred thousand on take ``"nndescent"``, which is approximate and needs ``pynndescent``
+        (``pip install "skdiec[nndescent]"``). The search, on its subset, is exact.
+
     init : {"graph", "k-means++"} or array-like of shape (n_clusters, n_components), default="graph"
         The partition that training starts from. ``"graph"`` is the one with the lowest balanced cut
         (`skdiec.scores.balanced_cut`) of the neighbourhood graph among many spectral and k-means partitions;
@@ -166,7 +172,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     nu : float, default=1.0
         Degrees of freedom of the Student t kernel of soft assignments.
 
-    hidden_size : int, default=256
+    hidden_size : int, default=512
         Width of the head's hidden layer.
 
     max_epochs : int, default=60
@@ -176,11 +182,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         First epochs, in which the target distribution is the start's partition itself. Departs from the paper, whose
         k-means start needs none: the graph's partition is not what lies nearest to its means.
 
-    batch_size : int, default=128
-        Images per training step.
+    batch_size : int, default=None
+        Images per training step. None is a sixteenth of the images, from 128 to 512; with `train_backbone`, where
+        memory grows with it, 128.
 
-    learning_rate : float, default=1e-3
-        Step size of Adam for head and centres.
+    learning_rate : float, default=None
+        Step size of Adam for head and centres. None is 1e-3 for a `batch_size` of 128, and in proportion for others.
 
     backbone_learning_rate : float, default=1e-4
         Step size of Adam for the backbone, with `train_backbone`.
@@ -305,6 +312,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "shift": [Interval(Integral, 0, None, closed="left"), None],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "neighbors_algorithm": [StrOptions({"exact", "nndescent"})],
         "init": [StrOptions({"graph", "k-means++"}), "array-like"],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "head": [StrOptions({"residual", "direct"}), None],
@@ -317,8 +325,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "hidden_size": [Interval(Integral, 1, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
         "backbone_learning_rate": [Interval(Real, 0, None, closed="neither")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "update_interval": [Interval(Integral, 1, None, closed="left")],
@@ -352,6 +360,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         shift: int | None = None,
         n_components: int = 128,
         n_neighbors: int = 10,
+        neighbors_algorithm: str = "exact",
         init: str | ArrayLike = "graph",
         n_init: int = 10,
         head: str | None = "residual",
@@ -361,11 +370,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         gamma: float = 1.0,
         denoising_weight: float = 1.0,
         nu: float = 1.0,
-        hidden_size: int = 256,
+        hidden_size: int = 512,
         max_epochs: int = 60,
         warmup_epochs: int = 10,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
         backbone_learning_rate: float = 1e-4,
         tol: float = 1e-4,
         update_interval: int = 1,
@@ -395,6 +404,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.shift = shift
         self.n_components = n_components
         self.n_neighbors = n_neighbors
+        self.neighbors_algorithm = neighbors_algorithm
         self.init = init
         self.n_init = n_init
         self.head = head
@@ -503,6 +513,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             self.n_clusters,
             self.n_components,
             self.n_neighbors,
+            self.neighbors_algorithm,
             self.init,
             self.n_init,
             self.gamma,
@@ -619,7 +630,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             return np.column_stack([labels, self._model.projection.project(features[0])])
 
         labels, h = np.split(self._map(source, label_and_project), [1], axis=1)
-        graphs = [knn_graph(rows, self.n_neighbors, n_jobs=self.n_jobs) for rows in (h, thumbnails(source))]
+        graphs = [
+            knn_graph(rows, self.n_neighbors, algorithm=self.neighbors_algorithm, n_jobs=self.n_jobs)
+            for rows in (h, thumbnails(source))
+        ]
         return modularity(graphs[0] + graphs[1], labels.ravel())
 
     def __sklearn_tags__(self) -> Tags:
@@ -633,6 +647,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             raise ValueError("head='direct' trains the backbone: it needs train_backbone=True")
         if self.head is None and self.train_backbone:
             raise ValueError("train_backbone=True needs a head to train; got head=None")
+        if self.neighbors_algorithm == "nndescent" and importlib.util.find_spec("pynndescent") is None:
+            raise ImportError(
+                "neighbors_algorithm='nndescent' needs pynndescent, which is not installed: "
+                'pip install "skdiec[nndescent]"'
+            )
         if not isinstance(self.init, str):
             centers = check_array(self.init, dtype=np.float64, input_name="init")
             if len(centers) != self.n_clusters:
@@ -766,6 +785,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             )
         else:
             embedder = FrozenEmbedder(start.h, head, device)
+        batch_size = self.batch_size
+        if batch_size is None:
+            batch_size = 128 if self.train_backbone else min(max(128, len(source) // 16), 512)
         config = TrainingConfig(
             alpha=self.alpha,
             beta=self.beta,
@@ -773,8 +795,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             nu=self.nu,
             max_epochs=0 if self.head is None else self.max_epochs,
             warmup_epochs=self.warmup_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
+            batch_size=batch_size,
+            learning_rate=1e-3 * batch_size / 128 if self.learning_rate is None else self.learning_rate,
             backbone_learning_rate=self.backbone_learning_rate,
             tol=self.tol,
             update_interval=self.update_interval,
@@ -841,6 +863,7 @@ def _find_start(
     n_clusters: int,
     n_components: int,
     n_neighbors: int,
+    neighbors_algorithm: str,
     init: str | ArrayLike,
     n_init: int,
     balance: float,
@@ -851,7 +874,7 @@ def _find_start(
     spread = float(np.sqrt(pca.explained_variance_.sum()))
     projection = Projection(pca.mean_, pca.components_, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
-    graph = knn_graph(h, n_neighbors, n_jobs=n_jobs)
+    graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
     if not isinstance(init, str):
         centers = np.asarray(init, dtype=np.float64)
         if centers.shape[1] != h.shape[1]:

@@ -33,10 +33,29 @@ def soft_assign(z: Tensor, centers: Tensor, *, nu: float = 1.0) -> Tensor:
     return log_soft_assign(z, centers, nu=nu).exp()
 
 
-def log_soft_assign(z: Tensor, centers: Tensor, *, nu: float = 1.0) -> Tensor:
-    """Return the logarithm of `soft_assign`, finite also where the assignment underflows."""
-    # Differences, not the expanded square: exact near the centres, and the same for any batch.
-    squared = (z[:, None, :] - centers[None, :, :]).square().sum(-1)
+def log_soft_assign(z: Tensor, centers: Tensor, *, nu: float = 1.0, expanded: bool = False) -> Tensor:
+    r"""Return the logarithm of `soft_assign`, finite also where the assignment underflows.
+
+    Parameters
+    ----------
+    z, centers, nu
+        As in `soft_assign`.
+    expanded : bool, default=False
+        Expand :math:`|z - \mu|^2` into :math:`|z|^2 - 2 z \mu + |\mu|^2`: one matrix product instead of n k d
+        differences, several times faster. But distances near 0 are rounded, and the last bits of a row depend on the
+        batch that it is in.
+
+    Returns
+    -------
+    Tensor of shape (n, k)
+    """
+    if expanded:
+        middle = centers.detach().mean(0)  # what is left to cancel is small
+        z, centers = z - middle, centers - middle
+        squared = torch.addmm(centers.square().sum(1), z, centers.T, alpha=-2) + z.square().sum(1, keepdim=True)
+        squared = squared.clamp_min(0)
+    else:
+        squared = (z[:, None, :] - centers[None, :, :]).square().sum(-1)
     return torch.log_softmax(-0.5 * (nu + 1.0) * torch.log1p(squared / nu), dim=1)
 
 

@@ -307,8 +307,10 @@ class EmbeddingModel:
 
     def assign(self, z: NDArray) -> NDArray[np.float64]:
         """Return the soft assignments of embedded rows, shape (n, k)."""
-        z = torch.from_numpy(np.asarray(z, dtype=np.float64))
-        return _log_assign_all(z, torch.from_numpy(self.centers), self.nu).exp().numpy()
+        centers = torch.from_numpy(self.centers)
+        # In blocks: the differences of rows and centres are held for one block only.
+        blocks = torch.from_numpy(np.asarray(z, dtype=np.float64)).split(_BLOCK_ROWS)
+        return torch.cat([dec.soft_assign(block, centers, nu=self.nu) for block in blocks]).numpy()
 
 
 def train(
@@ -367,7 +369,7 @@ def train(
     generator = torch.Generator(device).manual_seed(config.seed)
     order = torch.Generator().manual_seed(config.seed)
 
-    log_q = _log_assign_all(start, centers, config.nu).cpu()
+    log_q = _log_assign(start, centers.detach(), config.nu).cpu()
     initial = torch.nn.functional.one_hot(torch.as_tensor(initial_labels, dtype=torch.long), n_clusters).float()
     tracker = _Tracker(embedder, centers, graph, n_clusters, config.gamma)
     tracker.record(log_q.argmax(1).numpy(), labels, {"denoising": embedder.drift()})
@@ -379,7 +381,7 @@ def train(
             q = log_q.exp()
             p = dec.target_distribution(q)
         edge_weight = base_weight * (q[heads] * q[tails]).sum(1)
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for rows in torch.randperm(len(labels), generator=order).split(config.batch_size):
             neighbors, weight = _sample_neighbors(rows, first_edge, tails, edge_weight, order)
             terms = _losses(
@@ -389,14 +391,14 @@ def train(
             terms["loss"].backward()
             optimizer.step()
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
-        means = {name: total / len(labels) for name, total in sums.items()}
+                sums[name] = sums.get(name, 0.0) + value.detach() * len(rows)
+        means = {name: float(total) / len(labels) for name, total in sums.items()}
         if not np.isfinite(means["loss"]):
             warnings.warn(
                 f"the loss became {means['loss']} in epoch {epoch}: keeping epoch {tracker.best_epoch}", stacklevel=2
             )
             break
-        log_q = _log_assign_all(embedder.embed_all(), centers, config.nu).cpu()
+        log_q = _log_assign(embedder.embed_all(), centers.detach(), config.nu).cpu()
         previous, labels = labels, log_q.argmax(1).numpy()
         means["denoising"] = embedder.drift()
         changed = tracker.record(labels, previous, means)
@@ -425,10 +427,10 @@ def _losses(
 ) -> dict[str, Tensor]:
     """Compute each term on one batch, and their weighted sum."""
     if config.beta > 0:
-        both = dec.log_soft_assign(embedder.embed(torch.cat([rows, neighbors])), centers, nu=config.nu)
+        both = _log_assign(embedder.embed(torch.cat([rows, neighbors])), centers, config.nu)
         log_q, log_q_neighbors = both.split([len(rows), len(neighbors)])
     else:
-        log_q = log_q_neighbors = dec.log_soft_assign(embedder.embed(rows), centers, nu=config.nu)
+        log_q = log_q_neighbors = _log_assign(embedder.embed(rows), centers, config.nu)
     terms = {
         "kl": dec.kl_loss(log_q, p),
         "graph": dec.graph_loss(log_q, log_q_neighbors, weight),
@@ -453,10 +455,8 @@ def _sample_neighbors(
     return torch.where(has_edge, tails[edge], rows), edge_weight[edge] * has_edge
 
 
-def _log_assign_all(z: Tensor, centers: Tensor, nu: float) -> Tensor:
-    """Assign all rows, in blocks: the differences of rows and centres are held for one block only."""
-    with torch.no_grad():
-        return torch.cat([dec.log_soft_assign(block, centers, nu=nu) for block in z.split(_BLOCK_ROWS)])
+def _log_assign(z: Tensor, centers: Tensor, nu: float) -> Tensor:
+    return dec.log_soft_assign(z, centers, nu=nu, expanded=True)
 
 
 def _means(z: Tensor, labels: NDArray[np.integer], n_clusters: int) -> Tensor:

@@ -816,6 +816,7 @@ WIRING = {
     "shift": reaches(2, "extract.self.shift"),
     "n_components": reaches(5, "_find_start.n_components"),
     "n_neighbors": reaches(4, "search_cells.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
+    "neighbors_algorithm": reaches("nndescent", "_find_start.neighbors_algorithm", "knn_graph.algorithm"),
     "init": reaches("k-means++", "_find_start.init"),
     "n_init": reaches(2, "search_cells.n_init", "_find_start.n_init"),
     "head": ("direct", {"BackboneEmbedder.head": None}, DUAL),
@@ -878,7 +879,39 @@ def test_parameter_arrives(name, make_model, make_unet, images, calls, tmp_path,
         assert found == [expected] * len(found), destination
 
 
+@pytest.mark.parametrize(
+    ("n", "others", "batch_size", "learning_rate"),
+    [
+        (64, {}, 128, 1e-3),
+        (4800, {}, 300, 1e-3 * 300 / 128),
+        (9000, {}, 512, 4e-3),
+        (4800, {"learning_rate": 0.5}, 300, 0.5),
+        (64, {"batch_size": 32}, 32, 2.5e-4),
+        (4800, {"train_backbone": True}, 128, 1e-3),
+    ],
+)
+def test_batches_grow_with_the_data_and_the_step_size_with_them(
+    n, others, batch_size, learning_rate, make_model, images, monkeypatch
+):
+    def stop(embedder, graph, labels, n_clusters, config):
+        raise StopIteration(config)
+
+    monkeypatch.setattr(_estimator, "train", stop)
+    many = np.resize(images, (n, *images.shape[1:]))
+    with pytest.raises(StopIteration) as caught:
+        make_model(n_init=1, init="k-means++", **others).fit(many)
+    config = caught.value.value
+    assert config.batch_size == batch_size
+    assert config.learning_rate == pytest.approx(learning_rate)
+
+
 # Wrong moves
+
+
+def test_nndescent_without_pynndescent_is_told_of_at_once(make_model, images, nothing_begins, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "skdiec\[nndescent\]"'):
+        make_model(neighbors_algorithm="nndescent").fit(images)
 
 
 @pytest.fixture

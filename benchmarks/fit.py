@@ -1,0 +1,112 @@
+"""Say where the time of a fit goes, how it grows with the number of images, and how much memory it takes.
+
+Each stage is compared with what the forward passes alone cost: the passes that search and features need, at the speed
+of the bare network in the same process. Every fit has a process of its own, and seed 0. A run that was stopped goes on
+where it was.
+
+    python benchmarks/fit.py --data FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from accuracy import NAMES, STAGES
+from common import (
+    BACKBONES,
+    Results,
+    in_new_process,
+    machine,
+    markdown_table,
+    sources,
+    write_table,
+)
+
+from skdiec.datasets import FOLDER_VARIABLE, load_dataset
+
+SIZES = {"usps": (9_298,), "mnist": (10_000, 30_000, 70_000)}
+_BATCH = 128
+_ROUNDS = 10
+
+
+def fit(name: str, folder: Path | None, count: int) -> dict[str, float]:
+    """Fit on some images; return the seconds of each stage and those of the forward passes alone."""
+    import torch
+
+    from skdiec import DiffusionEmbeddedClustering
+    from skdiec.features import FeatureExtractor
+
+    images = load_dataset(name, folder).images
+    rows = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
+    model = DiffusionEmbeddedClustering(10, backbone=BACKBONES / name, random_state=0).fit(images[rows])
+    backbone = model.backbone_
+    share = FeatureExtractor(backbone).layer_costs([model.layer_])[model.layer_]
+    passes = model.search_result_.n_evaluations + count * model.n_draws * share
+    batch = torch.zeros((_BATCH, *backbone.input_shape))
+    timesteps = torch.full((_BATCH,), model.timestep_)
+    rounds = []
+    with torch.inference_mode():
+        for _ in range(_ROUNDS):
+            started = time.perf_counter()
+            backbone.predict(batch, timesteps)
+            rounds.append(time.perf_counter() - started)
+    return {**model.fit_seconds_, "passes": passes, "forward": passes * float(np.median(rounds)) / _BATCH}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="NAME")
+    parser.add_argument("--data", type=Path, help=f"folder with the data (default: {FOLDER_VARIABLE}, or download)")
+    parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
+    arguments = parser.parse_args()
+    results = results_of()
+    for name in () if arguments.table else arguments.datasets:
+        for count in SIZES[name]:
+            if not results.find(dataset=name, images=count):
+                row, _, peak = in_new_process(fit, name, arguments.data, count)
+                results.add(dataset=name, images=count, **row, peak_gb=peak, machine=machine())
+    write_table("fit", table(results))
+
+
+def results_of() -> Results:
+    return Results("fit", ("dataset", "images"), (*STAGES, "passes", "forward", "peak_gb", "machine"))
+
+
+def total(row: dict[str, str]) -> float:
+    return sum(float(row[stage]) for stage in STAGES)
+
+
+def table(results: Results) -> list[str]:
+    stages = STAGES[1:]
+    header = ("data", "images", *(f"{stage} s" for stage in stages), "fit s", "forward passes s", "ratio", "peak GB")
+    lines = []
+    for row in results.rows:
+        seconds = [f"{float(row[stage]):.0f}" for stage in stages]
+        ratio = f"{total(row) / float(row['forward']):.1f}"
+        whole = [f"{total(row):.0f}", f"{float(row['forward']):.0f}", ratio, f"{float(row['peak_gb']):.1f}"]
+        lines.append((NAMES[row["dataset"]], f"{int(row['images']):,}", *seconds, *whole))
+    growth = []
+    for name in SIZES:
+        rows = sorted(results.find(dataset=name), key=lambda row: int(row["images"]))
+        if len(rows) > 1:
+            first, last = rows[0], rows[-1]
+            exponent = np.log(total(last) / total(first)) / np.log(int(last["images"]) / int(first["images"]))
+            growth.append(
+                f"{NAMES[name]}: from {int(first['images']):,} to {int(last['images']):,} images, time grows as their "
+                f"number to the power of {exponent:.2f}."
+            )
+    return [
+        *markdown_table(header, lines),
+        "",
+        *growth,
+        "Ratio: the whole fit, over the forward passes that search and features need, at the bare network's speed.",
+        *sources(results),
+        "Command: `python benchmarks/fit.py`.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
