@@ -90,8 +90,8 @@ def prediction(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
     rounds = [(seconds(bare), seconds(ours)) for _ in range(ROUNDS)]
     bare_rate, our_rate = (N_IMAGES / min(column) for column in zip(*rounds, strict=True))
     return [
-        f"- `predict`: {our_rate:.0f} images/s, {our_rate / bare_rate:.1%} of the {model.n_draws} bare truncated passes "
-        f"that each image needs ({bare_rate:.0f})"
+        f"- `predict`: {our_rate:.0f} images/s, {our_rate / bare_rate:.1%} of the bare truncated passes, "
+        f"{model.n_draws} for each image ({bare_rate:.0f})"
     ]
 
 
