@@ -331,8 +331,7 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exa
     n_components = min(n_components, *features.shape)
     # The covariance solver is exact and the fastest of them, but its cost grows with the cube of the width.
     solver = "covariance_eigh" if features.shape[1] <= max_exact else "randomized"
-    # Two power iterations instead of four or seven: the spectra of features fall fast.
-    return PCA(n_components, svd_solver=solver, iterated_power=2, random_state=seed).fit(features)
+    return PCA(n_components, svd_solver=solver, random_state=seed).fit(features)
 
 
 # Matrices of a subset are small: a second thread costs more than it computes, many times more on a busy machine.

@@ -29,7 +29,7 @@ LIBRARIES = {
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},
-    "graph": {"numpy", "scipy", "sklearn"},
+    "graph": {"numpy", "pynndescent", "scipy", "sklearn"},
     "images": {"PIL", "numpy"},
     "metrics": {"numpy", "scipy", "sklearn"},
     "plotting": {"matplotlib", "numpy"},
@@ -41,7 +41,7 @@ LIBRARIES = {
 }
 """What each room may import besides the standard library and skdiec, anywhere in it."""
 
-WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "rich", "safetensors"}
+WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "rich", "safetensors"}
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
 
 FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"cli"}
