@@ -156,7 +156,8 @@ def test_no_library_of_the_table_is_unused():
 
 def test_libraries_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]}
+    requirements = project["dependencies"] + project["optional-dependencies"]["nndescent"]
+    declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
     names = {"PIL": "pillow", "sklearn": "scikit-learn", "scipy.sparse": "scipy"}
     assert {names.get(name, name) for room in {*FLOORS, "cli"} for name in LIBRARIES[room]} == declared
 
