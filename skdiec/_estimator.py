@@ -29,7 +29,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory, validate_dat
 
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, default_device, load_backbone, pretrain, untrained_backbone
-from skdiec.features import CellFeatures, FeatureExtractor, map_features
+from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
 from skdiec.scores import balanced_cut, modularity
@@ -107,8 +107,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     search : {"grid", "halving"}, default="grid"
         How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images;
-        ``"halving"`` scores all on few images and the better ones on more, which costs a fraction where timesteps are
-        many; see `skdiec.search.search_cells`. `search_result_` says what each stage scored and cost.
+        ``"halving"`` scores them on few images and the better ones on more, which costs a third, and a tenth where
+        timesteps and draws are many; see `skdiec.search.search_cells`. `search_result_` says what each stage scored and
+        cost.
 
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         What a cell of the search is scored by. All but the Scott score look at the best partition found on the cell's
@@ -209,9 +210,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Cache of pretraining, search, features and start, so that fits that share them, as in a search over the head's
         parameters, compute them once. Needs a `random_state` to be of use.
 
-    inference_batch_size : int, default=128
-        Images per forward pass outside of training; halved as often as the device's memory does not suffice. Results do
-        not depend on it.
+    inference_batch_size : int, default=None
+        Images per forward pass outside of training; halved as often as the device's memory does not suffice. None is
+        128 on a CPU, and on a GPU as many as half of its free memory suffices for, from 32 to 1,024. Results do not
+        depend on it.
 
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
         Number format of forward passes outside of training (autocast where it is not fp32). ``"bf16"`` is faster on
@@ -333,7 +335,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "pretrain_params": [dict, None],
         "backbone_folder": [str, os.PathLike, None],
         "memory": [str, HasMethods(["cache"]), None],
-        "inference_batch_size": [Interval(Integral, 1, None, closed="left")],
+        "inference_batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "precision": [StrOptions({"fp32", "bf16", "fp16"})],
         "device": [str, torch.device, None],
         "n_jobs": [Integral, None],
@@ -381,7 +383,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         pretrain_params: Mapping[str, Any] | None = None,
         backbone_folder: str | os.PathLike | None = None,
         memory: str | joblib.Memory | None = None,
-        inference_batch_size: int = 128,
+        inference_batch_size: int | None = None,
         precision: str = "fp32",
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
@@ -499,9 +501,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         shift = self.shift
         if shift is None:
             shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
-        extractor = FeatureExtractor(
-            backbone, self.n_draws, shift, seeds.noise, self.inference_batch_size, self.precision
-        )
+        batch_size = self.inference_batch_size or suited_batch_size(backbone)
+        extractor = FeatureExtractor(backbone, self.n_draws, shift, seeds.noise, batch_size, self.precision)
         clock.stop("backbone")
         search = self._search(extractor, source, layers, timesteps, poolings, memory, seeds)
         cell = search.best
@@ -813,9 +814,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
         device = default_device(self.device)
+        backbones = [extractor.backbone.to(device) for extractor in self._extractors]
+        batch_size = self.inference_batch_size or suited_batch_size(backbones[0])
         extractors = [
-            dataclasses.replace(extractor, backbone=extractor.backbone.to(device), batch_size=self.inference_batch_size)
-            for extractor in self._extractors
+            dataclasses.replace(extractor, backbone=backbone, batch_size=batch_size)
+            for extractor, backbone in zip(self._extractors, backbones, strict=True)
         ]
         return map_features(extractors, source, self._cell, function)
 

@@ -33,6 +33,12 @@ differently, in the last bits; full groups make a row's features independent of 
 BLOCK_ROWS = 4096
 """Rows whose features `map_features` holds at a time."""
 
+BATCH_SIZE = 128
+"""Images per forward pass on a CPU, whose caches larger batches only overflow."""
+
+LARGEST_BATCH = 1024
+"""Images per forward pass of a GPU at most: more keep no GPU busier."""
+
 MEMORY_MAP_ABOVE = 2**31
 """Bytes above which a matrix is a memory map of a temporary file, which goes with it, instead of an array in memory."""
 
@@ -78,8 +84,8 @@ class FeatureExtractor:
     seed : int, default=0
         Seeds the draws.
     batch_size : int, default=128
-        Images per forward pass, rounded up to a multiple of 32; halved, as often as need be, where the device's
-        memory does not suffice.
+        Images per forward pass (see `suited_batch_size`), rounded up to a multiple of 32; halved, as often as need be,
+        where the device's memory does not suffice.
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
         Number format of the passes of `extract` (autocast where it is not fp32). Features are float32 in any case.
     memory : joblib.Memory, default=no caching
@@ -90,7 +96,7 @@ class FeatureExtractor:
     n_draws: int = 1
     shift: int = 0
     seed: int = 0
-    batch_size: int = 128
+    batch_size: int = BATCH_SIZE
     precision: str = "fp32"
     memory: joblib.Memory = field(default_factory=lambda: joblib.Memory(location=None, verbose=0))
 
@@ -299,6 +305,39 @@ def _moved(images: Tensor, right: int, down: int) -> Tensor:
 def _extract_cached(key: tuple, extractor: FeatureExtractor, arguments: tuple) -> dict[Cell, NDArray[np.float32]]:
     # A function of its own, since joblib hashes what it does not ignore and `key` says it all.
     return extractor._extract(*arguments)
+
+
+def suited_batch_size(backbone: PixelBackbone) -> int:
+    """Return how many images a forward pass should take: on a GPU as many as half of its free memory suffices for.
+
+    Parameters
+    ----------
+    backbone : PixelBackbone
+        On the device that computes. On a GPU, one pass measures what an image needs.
+
+    Returns
+    -------
+    int
+        128 on a CPU; a multiple of 32 from 32 to 1,024 on a GPU.
+    """
+    if backbone.device.type != "cuda":
+        return BATCH_SIZE
+    free, needed = _gpu_bytes(backbone)
+    return ROW_MULTIPLE * max(1, min(free // 2 // max(needed, 1), LARGEST_BATCH) // ROW_MULTIPLE)
+
+
+def _gpu_bytes(backbone: PixelBackbone) -> tuple[int, int]:
+    """Return the bytes that are free on the backbone's GPU, and those that a forward pass takes for each image."""
+    device = backbone.device
+    torch.cuda.empty_cache()  # what the allocator holds back is free too
+    free, _ = torch.cuda.mem_get_info(device)
+    images = torch.zeros((ROW_MULTIPLE, *backbone.input_shape), device=device)
+    timesteps = torch.zeros(ROW_MULTIPLE, dtype=torch.long, device=device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with activations.evaluating(backbone.network), torch.inference_mode():
+        backbone.predict(images, timesteps)
+    return free, (torch.cuda.max_memory_allocated(device) - before) // ROW_MULTIPLE
 
 
 @dataclass(frozen=True)

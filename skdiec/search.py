@@ -31,8 +31,11 @@ TRUSTED_SHARE = 0.25
 HALVING_FACTOR = 4
 """A stage of the halving keeps one in so many timesteps, and the next one sees so many times more images."""
 
-IMAGES_PER_CLUSTER = 25
-"""On fewer images for each cluster than this, nothing is dropped."""
+IMAGES_PER_CLUSTER = 40
+"""On fewer images for each cluster than this, nothing is dropped: few images prefer late timesteps."""
+
+FIRST_TIMESTEPS = 8
+"""The first stage of the halving scores at least so many timesteps; of more than twice as many not all."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,11 @@ def search_cells(
     neighbourhood graph. Scores are averaged over draws.
 
     ``"halving"`` answers the paper's question whether that can be cheaper (successive halving): all cells are scored
-    on few images and one draw; the best quarter of the timesteps stays, with the better half of their cells; and so on
-    with four times the images, until one timestep is left, whose cells are scored on all images and draws. A timestep
-    is as good as its best cell. Passes end at the deepest layer that is left.
+    on few images and one draw; the best quarter of the timesteps stays, with the better half of the layers and
+    poolings; and so on with four times the images, until one timestep is left, whose cells are scored on all images and
+    draws. A timestep, like a layer and pooling, is as good as its best cell: the best layer hardly changes with the
+    timestep (the paper's weak coupling). Of 16 timesteps or more, the first stage scores one of each two, three, ...
+    neighbours, which stay or go together. Passes end at the deepest layer that is left.
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
     are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the
@@ -223,11 +228,13 @@ def search_cells(
         for column, timestep in enumerate(timesteps)
         for layer, pooling in pairs
     }
+    groups: list[tuple[int, ...]] = [(timestep,) for timestep in timesteps]
     plan = [(n_images, n_draws)]
     if strategy == "halving":
-        plan = _halving_plan(n_images, n_draws, len(timesteps), IMAGES_PER_CLUSTER * n_clusters)
+        groups = _neighbours(timesteps)
+        plan = _halving_plan(n_images, n_draws, groups, IMAGES_PER_CLUSTER * n_clusters)
     stages: list[SearchStage] = []
-    cells = list(position)
+    cells = [cell for cell in position if cell.timestep in {group[0] for group in groups}]
     known: dict[tuple[Cell, int], _Scored] = {}
     for count, draws in plan:
         started = time.monotonic()
@@ -263,7 +270,8 @@ def search_cells(
             (cell for cell in cells if np.isfinite(scores[key][position[cell]])),
             key=lambda cell: -scores[key][position[cell]],
         )
-        cells = _survivors(ranked)
+        cells = _survivors(ranked, groups)
+        groups = [(timestep,) for timestep in timesteps]
     return SearchResult(
         best=ranked[0],
         layers=tuple(layers),
@@ -274,23 +282,40 @@ def search_cells(
     )
 
 
-def _halving_plan(n_images: int, n_draws: int, n_timesteps: int, least: int) -> list[tuple[int, int]]:
+def _neighbours(timesteps: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return groups of neighbouring timesteps, as many as the first stage scores; their middle ones come first."""
+    ordered = sorted(timesteps)
+    size = max(1, len(ordered) // FIRST_TIMESTEPS)
+    groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return [tuple(sorted(group, key=lambda timestep: timestep != group[len(group) // 2])) for group in groups]
+
+
+def _halving_plan(n_images: int, n_draws: int, groups: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int]]:
     """Return the numbers of images and draws of each stage."""
-    rounds = 0
-    while n_timesteps > 1:
-        n_timesteps = math.ceil(n_timesteps / HALVING_FACTOR)
-        rounds += 1
-    sizes = [max(min(least, n_images), n_images // HALVING_FACTOR**power) for power in reversed(range(rounds))]
-    plan = [(size, 1) for size in sizes]
-    return plan if plan and n_draws == 1 else [*plan, (n_images, n_draws)]
+    count, size = len(groups), len(groups[0])
+    sizes: list[int] = []
+    while count > 1:
+        count, size = _quarter(count) * size, 1
+        sizes.append(n_images // HALVING_FACTOR ** (len(sizes) + 1))
+    return [*((max(min(least, n_images), each), 1) for each in reversed(sizes)), (n_images, n_draws)]
 
 
-def _survivors(ranked: Sequence[Cell]) -> list[Cell]:
-    """Return the better half of the cells of the best quarter of the timesteps, from cells with the best first."""
-    timesteps = list(dict.fromkeys(cell.timestep for cell in ranked))
-    kept = timesteps[: math.ceil(len(timesteps) / HALVING_FACTOR)]
-    cells = [cell for cell in ranked if cell.timestep in kept]
-    return cells[: math.ceil(len(cells) / 2)]
+def _quarter(count: int) -> int:
+    return max(1, count // HALVING_FACTOR)
+
+
+def _survivors(ranked: Sequence[Cell], groups: Sequence[tuple[int, ...]]) -> list[Cell]:
+    """Return the cells of the best quarter of the groups with the better half of layers and poolings.
+
+    Cells come with the best first; a group of timesteps is known by its first one.
+    """
+    best = list(dict.fromkeys(cell.timestep for cell in ranked))
+    best = best[: _quarter(len(best))]
+    pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked if cell.timestep in best))
+    kept = sorted(timestep for group in groups if group[0] in best for timestep in group)
+    return [
+        Cell(layer, timestep, pooling) for timestep in kept for layer, pooling in pairs[: math.ceil(len(pairs) / 2)]
+    ]
 
 
 @dataclass(frozen=True)

@@ -671,22 +671,22 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
 
 def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, extracted, monkeypatch):
     monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 4)
-    space = {"layer": ["mid_block", "up_blocks.0"], "timestep": (20, 50, 100, 200, 300), "pooling": (1, 2)}
+    space = {"layer": ["mid_block", "up_blocks.0"], "timestep": (20, 50, 100, 150, 200, 300), "pooling": (1, 2)}
     model = make_model(search="halving", **space).fit(images)
     result = model.search_result_
     assert [stage.n_images for stage in result.stages] == [12, 48]
-    assert [len(stage.cells) for stage in result.stages] == [20, 4]
+    assert [len(stage.cells) for stage in result.stages] == [24, 2]
     few, _ = extracted[0]
-    assert all(np.array_equal(rows, few) for rows, _ in extracted[:5])
+    assert all(np.array_equal(rows, few) for rows, _ in extracted[:6])
     assert len(few) == 12
     assert few.max() > 12  # not the first ones
     assert_array_equal(few, np.unique(few))
-    for rows, _ in extracted[5:7]:
-        assert set(rows) > set(few)
-    assert result.n_evaluations < result.n_forward == 5 * 12 + 2 * 48
+    rows, _ = extracted[6]
+    assert set(rows) > set(few)
+    assert result.n_evaluations < result.n_forward == 6 * 12 + 48
     assert same_partition(model.labels_, labels)
     dropped = np.isnan(result.scores["scott"]).all(axis=(0, 2))
-    assert dropped.sum() == 3
+    assert dropped.sum() == 5
     assert_array_equal(
         np.isnan(model.scott_scores_), np.isnan(result.scores["scott"][:, :, result.poolings.index(model.pooling_)])
     )

@@ -1,5 +1,6 @@
 import dataclasses
 import tempfile
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from skdiec import features
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
-from skdiec.features import CellFeatures, FeatureExtractor, map_features
+from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.images import as_image_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 8, 8), dtype=np.uint8)
@@ -217,6 +218,32 @@ def test_passes_get_smaller_where_memory_does_not_suffice(size, extractor, caplo
     extractor.backbone.network.register_forward_pre_hook(lambda *_: run_out(None, [range(size + 1)]))
     with pytest.raises(torch.OutOfMemoryError):
         extractor.extract(SOURCE, CELLS)
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "size"),
+    [
+        (2**30, 2**20, 512),  # half of the memory
+        (2**30, 2**20 + 2**13, 480),  # whole groups of 32
+        (2**40, 2**20, 1024),
+        (2**20, 2**20, 32),
+        (2**30, 0, 1024),
+    ],
+)
+def test_a_gpu_gets_batches_that_half_of_its_free_memory_suffices_for(monkeypatch, free, needed, size):
+    monkeypatch.setattr(features, "_gpu_bytes", lambda backbone: (free, needed))
+    assert suited_batch_size(SimpleNamespace(device=torch.device("cuda"))) == size
+
+
+def test_a_cpu_gets_batches_of_128(backbone):
+    assert suited_batch_size(backbone) == 128
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_that_a_pass_takes_on_a_gpu(backbone):
+    free, needed = features._gpu_bytes(backbone.to("cuda"))
+    assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
+    assert 8 * 8 * 4 < needed < 2**20
 
 
 def test_batches_are_read_ahead_one_at_a_time():

@@ -341,43 +341,67 @@ def test_halving_finds_the_cell_with_clusters(best, criterion, rng_untouched):
     assert result.best == best
 
 
-def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws():
-    best = Cell("middle", 20, 2)
+def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws(monkeypatch):
+    monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 10)
+    timesteps = (5, 7, 10, 20, 40, 80, 160, 320)
     calls = []
     costs = {"early": 0.25, "middle": 0.5, "late": 1.0}
-    result = search_cells(two_clusters(best, calls), **SPACE, costs=costs)
-    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == [(50, 1), (200, 1), (200, 2)]
-    assert [len(stage.cells) for stage in result.stages[:2]] == [36, 6]
-    assert [len({cell.timestep for cell in stage.cells}) for stage in result.stages] == [6, 2, 1]
+    space = {**SPACE, "timesteps": timesteps, "costs": costs}
+    result = search_cells(two_clusters(Cell("middle", 20, 2), calls), **space)
+    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == [(20, 1), (50, 1), (200, 2)]
+    assert [len({cell.timestep for cell in stage.cells}) for stage in result.stages] == [8, 2, 1]
+    assert [len({(cell.layer, cell.pooling) for cell in stage.cells}) for stage in result.stages] == [6, 3, 2]
+    assert [len(stage.cells) for stage in result.stages] == [48, 6, 2]
     assert result.n_images == 200
-    names = result.layers
     for before, stage in zip(result.stages, result.stages[1:], strict=False):
-        # The better half of the cells of the best quarter of the timesteps, which are as good as their best cells.
-        values = {
-            cell: before.scores["consensus"][
-                names.index(cell.layer), result.timesteps.index(cell.timestep), result.poolings.index(cell.pooling)
-            ]
-            for cell in before.cells
-        }
-        peaks = {}
-        for cell, value in values.items():
-            peaks[cell.timestep] = max(value, peaks.get(cell.timestep, -np.inf))
-        kept = sorted(peaks, key=lambda t: -peaks[t])[: -(-len(peaks) // 4)]
-        candidates = sorted((cell for cell in values if cell.timestep in kept), key=lambda cell: -values[cell])
-        assert set(stage.cells) == set(candidates[: -(-len(candidates) // 2)])
+        values = {cell: before.scores["consensus"][place(result, cell)] for cell in before.cells}
+        ranked = sorted(values, key=lambda cell: -values[cell])
+        kept = list(dict.fromkeys(cell.timestep for cell in ranked))[: max(1, len(timesteps) // 4)]
+        kept = kept[: len({cell.timestep for cell in stage.cells})]
+        pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked if cell.timestep in kept))
+        assert {cell.timestep for cell in stage.cells} == set(kept)
+        assert {(cell.layer, cell.pooling) for cell in stage.cells} == set(pairs[: -(-len(pairs) // 2)])
     for stage in result.stages:
         for scores in stage.scores.values():
             assert np.isfinite(scores).sum() == len(stage.cells)
     assert result.scores is result.stages[-1].scores
-    # Nothing is extracted twice, and each timestep's cells together.
-    assert [count for _, _, count in calls] == [50] * 6 + [200] * 3
-    assert [draw for _, draw, _ in calls] == [0] * 8 + [1]
-    assert [stage.n_forward for stage in result.stages] == [300, 400, 200]
-    assert result.n_forward == 900
+    # Each timestep's cells together.
+    assert [count for _, _, count in calls] == [20] * 8 + [50] * 2 + [200] * 2
+    assert [draw for _, draw, _ in calls] == [0] * 11 + [1]
+    assert [stage.n_forward for stage in result.stages] == [160, 100, 400]
+    assert result.n_forward == 660
     work = [count * max(costs[cell.layer] for cell in cells) for cells, _, count in calls]
-    assert [stage.n_evaluations for stage in result.stages] == [300, sum(work[6:8]), work[8]]
+    assert [stage.n_evaluations for stage in result.stages] == [160, sum(work[8:10]), sum(work[10:])]
     assert result.n_evaluations == sum(work)
     assert result.seconds == pytest.approx(sum(stage.seconds for stage in result.stages))
+
+
+def place(result, cell):
+    return result.layers.index(cell.layer), result.timesteps.index(cell.timestep), result.poolings.index(cell.pooling)
+
+
+@pytest.mark.parametrize("best", [10, 60, 110, 200])
+def test_neighbouring_timesteps_are_scored_for_each_other_first(best, monkeypatch):
+    monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 20)
+    timesteps = tuple(range(200, 0, -10))  # any order
+
+    def extract(cells, draw, count):
+        found = {}
+        for cell in cells:
+            rng = np.random.default_rng([cell.timestep, cell.pooling, draw])
+            values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
+            near = np.exp(-abs(cell.timestep - best) / 15)
+            values[::2, 0] += 12 * near * (cell.layer == "late") * (cell.pooling == 2)
+            found[cell] = values[:count].astype(np.float32)
+        return found
+
+    result = search_cells(extract, **{**SPACE, "timesteps": timesteps, "n_draws": 1}, criterion="scott")
+    first, second, _ = ({cell.timestep for cell in stage.cells} for stage in result.stages)
+    assert first == set(range(20, 201, 20))
+    pairs = {-(-timestep // 20) for timestep in second}
+    assert second == {timestep for pair in pairs for timestep in (20 * pair - 10, 20 * pair)}
+    assert len(second) == 4
+    assert result.best == Cell("late", best, 2)
 
 
 @pytest.mark.parametrize(
@@ -385,17 +409,20 @@ def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws():
     [
         ({"timesteps": (5,)}, [(200, 2)]),
         ({"timesteps": (5,), "n_draws": 1}, [(200, 1)]),
-        ({"timesteps": (5, 10), "n_draws": 1}, [(200, 1)]),
-        ({"n_draws": 1}, [(50, 1), (200, 1)]),
-        ({"n_clusters": 3}, [(75, 1), (200, 1), (200, 2)]),
+        ({"timesteps": (5, 10), "n_draws": 1}, [(80, 1), (200, 1)]),
+        ({"n_clusters": 1}, [(50, 1), (200, 2)]),
+        ({"n_clusters": 3}, [(120, 1), (200, 2)]),
         ({"n_clusters": 20, "n_draws": 1}, [(200, 1), (200, 1)]),
-        ({"timesteps": tuple(range(1, 18)), "n_draws": 1, "n_clusters": 1}, [(25, 1), (50, 1), (200, 1)]),
+        ({"timesteps": tuple(range(1, 17)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (50, 1), (200, 1)]),
+        ({"timesteps": tuple(range(1, 18)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (50, 1), (200, 1)]),
+        ({"timesteps": tuple(range(1, 81)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (50, 1), (200, 1)]),
     ],
 )
 def test_stages_of_halving(change, plan):
     calls = []
     result = search_cells(two_clusters(Cell("late", 5, 1), calls), **{**SPACE, **change}, criterion="scott")
     assert [(stage.n_images, stage.n_draws) for stage in result.stages] == plan
+    assert len({cell.timestep for cell in result.stages[-1].cells}) == 1
     assert len(calls) == len({(cells[0].timestep, draw, count) for cells, draw, count in calls})
 
 
