@@ -55,9 +55,10 @@ def run(method: str, path: Path, folder: Path, count: int) -> tuple[float, float
     import torch
 
     from skdiec.activations import capture
+    from skdiec.features import suited_batch_size
 
     model = joblib.load(folder / "model.joblib")
-    backbone, batch_size = model.backbone_, model.inference_batch_size
+    backbone, batch_size = model.backbone_, suited_batch_size(model.backbone_)
     images = np.load(path, mmap_mode="r")[:count]
     batch = torch.zeros((batch_size, *backbone.input_shape))
     timesteps = torch.full((batch_size,), model.timestep_)

@@ -19,7 +19,7 @@ from skdiec import DiffusionEmbeddedClustering
 from skdiec.activations import Cell, capture
 from skdiec.backbones import PixelBackbone, load_backbone
 from skdiec.datasets import load_dataset
-from skdiec.features import FeatureExtractor
+from skdiec.features import FeatureExtractor, suited_batch_size
 from skdiec.images import as_image_source
 
 BATCH_SIZE = 128
@@ -76,7 +76,7 @@ def prediction(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
     """Compare `predict` with the bare, truncated forward passes that it needs."""
     settings = {"layer": "mid_block", "timestep": 50, "pooling": 4, "max_epochs": 1, "random_state": 0}
     model = DiffusionEmbeddedClustering(10, backbone=backbone, **settings).fit(images[:N_IMAGES])
-    batch = torch.zeros((model.inference_batch_size, *backbone.input_shape))
+    batch = torch.zeros((suited_batch_size(backbone), *backbone.input_shape))
     timesteps = torch.full((len(batch),), model.timestep_)
 
     def bare() -> None:
