@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accuracy import NAMES
 from common import (
     BACKBONES,
@@ -72,41 +73,47 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def choose(name: str, folder: Path | None, seed: int, memory: str) -> dict[str, Any]:
+def choose(name: str, folder: Path | None, seed: int, count: int, memory: str) -> dict[str, Any]:
     """Search the cell that the variants of a seed share."""
-    model = fitted(name, folder, seed, memory, {"head": None})
+    model, _ = fitted(name, folder, seed, count, memory, {"head": None})
     return {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
 
 
-def fit(name: str, folder: Path | None, seed: int, memory: str, settings: dict[str, Any]) -> dict[str, Any]:
+def fit(name: str, folder: Path | None, seed: int, count: int, memory: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Fit one variant."""
-    model = fitted(name, folder, seed, memory, settings)
+    model, y = fitted(name, folder, seed, count, memory, settings)
     drift = model.history_["denoising"]
     return {
-        "labels": model.labels_,
-        "initial": model.initial_labels_,
+        **agreement(y, model.labels_),
+        "images": len(y),
+        "start_acc": agreement(y, model.initial_labels_)["acc"],
         "seconds": model.fit_seconds_["training"],
         "epochs": model.n_iter_,
         "drift": " ".join(f"{value:.5g}" for value in drift / drift[0]) if drift[0] > 0 else "",
     }
 
 
-def fitted(name: str, folder: Path | None, seed: int, memory: str, settings: dict[str, Any]) -> Any:
+def fitted(
+    name: str, folder: Path | None, seed: int, count: int, memory: str, settings: dict[str, Any]
+) -> tuple[Any, np.ndarray]:
+    """Return the estimator, fitted on some random images at most, and their labels."""
     from skdiec import DiffusionEmbeddedClustering
 
-    images = load_dataset(name, folder).images
+    data = load_dataset(name, folder)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:count])
     shared = {"backbone": BACKBONES / name, "random_state": seed, "memory": memory}
-    return DiffusionEmbeddedClustering(10, **{**shared, **BASE, **settings}).fit(images)
+    model = DiffusionEmbeddedClustering(10, **{**shared, **BASE, **settings}).fit(data.images[rows])
+    return model, data.labels[rows]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, NAMES)
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP")
+    parser.add_argument("--images", type=int, default=10_000, help="images of each fit at most (default: 10,000)")
     arguments = parser.parse_args()
     results = results_of()
     for name in () if arguments.table else arguments.datasets:
-        y = load_dataset(name, arguments.data).labels
         for seed in range(arguments.seeds):
             missing = [
                 (group, variant)
@@ -115,25 +122,16 @@ def main() -> None:
                 if not results.find(dataset=name, seed=seed, variant=variant)
             ]
             with tempfile.TemporaryDirectory() as memory:
-                shared = (name, arguments.data, seed, memory)
+                shared = (name, arguments.data, seed, arguments.images, memory)
                 cell = in_new_process(choose, *shared)[0] if missing else {}
                 for group, variant in missing:
                     row, _, _ = in_new_process(fit, *shared, {**cell, **GROUPS[group][variant]})
-                    results.add(
-                        dataset=name,
-                        seed=seed,
-                        variant=variant,
-                        group=group,
-                        **agreement(y, row["labels"]),
-                        start_acc=agreement(y, row["initial"])["acc"],
-                        **{column: row[column] for column in ("seconds", "epochs", "drift")},
-                        machine=machine(),
-                    )
+                    results.add(dataset=name, seed=seed, variant=variant, group=group, **row, machine=machine())
     write_table("ablations", table(results))
 
 
 def results_of() -> Results:
-    values = ("group", "acc", "nmi", "ari", "start_acc", "seconds", "epochs", "drift", "machine")
+    values = ("group", "images", "acc", "nmi", "ari", "start_acc", "seconds", "epochs", "drift", "machine")
     return Results("ablations", ("dataset", "seed", "variant"), values)
 
 
@@ -150,7 +148,9 @@ def table(results: Results) -> list[str]:
                     drift = last_drift(results.find(**found))
                     rows.append((variant, len(results.find(**found)), *scores, seconds, drift))
         if rows:
-            header = (NAMES[name], "seeds", "ACC of the start", "ACC", "NMI", "ARI", "training s", "denoising loss")
+            images = int(results.find(dataset=name)[0]["images"])
+            scores = ("ACC of the start", "ACC", "NMI", "ARI")
+            header = (f"{NAMES[name]}, {images:,} images", "seeds", *scores, "training s", "denoising loss")
             lines += [*markdown_table(header, rows), ""]
     lines += [f"Base: {departures(BASE)}. Denoising loss: after training, as a multiple of that before."]
     return [*lines, *sources(results), "Command: `python benchmarks/ablations.py`."]
