@@ -1,7 +1,8 @@
 """Change one setting at a time: what does each part of the method do to the accuracy?
 
-All rows of a data set and seed share the backbone and, but for those on pooling and noise draws, the searched cell and
-its features. The rows that train the backbone stop after few epochs. A run that was stopped goes on where it was.
+All rows of a data set and seed share the backbone, at most 10,000 images and, but for those on pooling and noise draws,
+the searched cell and its features. The rows that train the backbone stop after few epochs. A run that was stopped goes
+on where it was.
 
     python benchmarks/ablations.py --data FOLDER --datasets usps --seeds 3
 """
@@ -22,18 +23,21 @@ from common import (
     agreement,
     departures,
     in_new_process,
+    listed,
     machine,
     markdown_table,
+    random_images,
     sources,
     write_table,
 )
 
-from skdiec.datasets import load_dataset
-
 BASE = {"n_draws": 2, "shift": 0}
 """What all variants have unless they say otherwise; two passes instead of five keep the dual branch affordable."""
 
-BRANCH = {"train_backbone": True, "max_epochs": 6}
+SHORT = {"max_epochs": 5, "warmup_epochs": 1, "batch_size": 128}
+"""What the variants of the branch share; training a backbone for 60 epochs would take hours."""
+
+BRANCH = {**SHORT, "train_backbone": True}
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "start": {
         "base": {},
@@ -64,8 +68,8 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "n_draws=9, shift=1": {"n_draws": 9, "shift": 1},
     },
     "branch": {
-        "frozen, 6 epochs": {"max_epochs": 6},
-        "dual branch, 6 epochs": BRANCH,
+        "frozen, 5 epochs": SHORT,
+        "dual branch, 5 epochs": BRANCH,
         "dual branch without L_Re": {**BRANCH, "denoising_weight": 0.0},
         'head="direct"': {**BRANCH, "head": "direct"},
         'head="direct" without L_Re': {**BRANCH, "head": "direct", "denoising_weight": 0.0},
@@ -73,15 +77,15 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def choose(name: str, folder: Path | None, seed: int, count: int, memory: str) -> dict[str, Any]:
+def choose(name: str, folder: Path | None, seed: int, memory: str) -> dict[str, Any]:
     """Search the cell that the variants of a seed share."""
-    model, _ = fitted(name, folder, seed, count, memory, {"head": None})
+    model, _ = fitted(name, folder, seed, memory, {"head": None})
     return {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
 
 
-def fit(name: str, folder: Path | None, seed: int, count: int, memory: str, settings: dict[str, Any]) -> dict[str, Any]:
+def fit(name: str, folder: Path | None, seed: int, memory: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Fit one variant."""
-    model, y = fitted(name, folder, seed, count, memory, settings)
+    model, y = fitted(name, folder, seed, memory, settings)
     drift = model.history_["denoising"]
     return {
         **agreement(y, model.labels_),
@@ -93,24 +97,20 @@ def fit(name: str, folder: Path | None, seed: int, count: int, memory: str, sett
     }
 
 
-def fitted(
-    name: str, folder: Path | None, seed: int, count: int, memory: str, settings: dict[str, Any]
-) -> tuple[Any, np.ndarray]:
-    """Return the estimator, fitted on some random images at most, and their labels."""
+def fitted(name: str, folder: Path | None, seed: int, memory: str, settings: dict[str, Any]) -> tuple[Any, np.ndarray]:
+    """Return the estimator, fitted on some random images, and their labels."""
     from skdiec import DiffusionEmbeddedClustering
 
-    data = load_dataset(name, folder)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:count])
+    images, y = random_images(name, folder, seed)
     shared = {"backbone": BACKBONES / name, "random_state": seed, "memory": memory}
-    model = DiffusionEmbeddedClustering(10, **{**shared, **BASE, **settings}).fit(data.images[rows])
-    return model, data.labels[rows]
+    model = DiffusionEmbeddedClustering(10, **{**shared, **BASE, **settings}).fit(images)
+    return model, y
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, NAMES)
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP")
-    parser.add_argument("--images", type=int, default=10_000, help="images of each fit at most (default: 10,000)")
     arguments = parser.parse_args()
     results = results_of()
     for name in () if arguments.table else arguments.datasets:
@@ -122,7 +122,7 @@ def main() -> None:
                 if not results.find(dataset=name, seed=seed, variant=variant)
             ]
             with tempfile.TemporaryDirectory() as memory:
-                shared = (name, arguments.data, seed, arguments.images, memory)
+                shared = (name, arguments.data, seed, memory)
                 cell = in_new_process(choose, *shared)[0] if missing else {}
                 for group, variant in missing:
                     row, _, _ = in_new_process(fit, *shared, {**cell, **GROUPS[group][variant]})
@@ -148,11 +148,14 @@ def table(results: Results) -> list[str]:
                     drift = last_drift(results.find(**found))
                     rows.append((variant, len(results.find(**found)), *scores, seconds, drift))
         if rows:
-            images = int(results.find(dataset=name)[0]["images"])
             scores = ("ACC of the start", "ACC", "NMI", "ARI")
+            images = int(results.find(dataset=name)[0]["images"])
             header = (f"{NAMES[name]}, {images:,} images", "seeds", *scores, "training s", "denoising loss")
             lines += [*markdown_table(header, rows), ""]
-    lines += [f"Base: {departures(BASE)}. Denoising loss: after training, as a multiple of that before."]
+    lines += [
+        f"Base: {departures(BASE)}. The last five rows share {listed(SHORT)}; only the first of their epochs is "
+        "warm-up. Denoising loss: after training, as a multiple of that before.",
+    ]
     return [*lines, *sources(results), "Command: `python benchmarks/ablations.py`."]
 
 

@@ -1,7 +1,8 @@
 """Compare skdiec with what else clusters images: accuracy, time and memory over seeds.
 
 All images of a data set are clustered, K is given, and labels evaluate alone. Every method of every seed runs in a
-process of its own. A run that was stopped goes on where it was.
+process of its own, but for k-means on the features of skdiec's fit, which shares its process. A run that was stopped
+goes on where it was.
 
     python benchmarks/accuracy.py --data FOLDER --datasets usps mnist
 """
@@ -12,12 +13,14 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import (
     BACKBONES,
+    SEEDS,
     WORK,
     Results,
     add_run_options,
@@ -64,6 +67,21 @@ def umap_kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
     return KMeans(10, n_init=10, random_state=seed).fit_predict(embedded)
 
 
+def start_on_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
+    """Return the partition that skdiec would start from if pixels were its features."""
+    from skdiec import DiffusionEmbeddedClustering
+    from skdiec.graph import best_partition, knn_graph
+    from skdiec.scores import balanced_cut
+    from skdiec.search import reduce_features
+
+    default = DiffusionEmbeddedClustering(10)
+    flat = pixels(name, folder)
+    reduced = reduce_features(flat, default.n_components, seed=seed).transform(flat)
+    graph = knn_graph(reduced, default.n_neighbors)
+    cut = partial(balanced_cut, n_clusters=10, balance=default.gamma)
+    return best_partition(reduced, graph, 10, cut, n_init=default.n_init, seed=seed).labels
+
+
 def clustpy_autoencoder(name: str, folder: Path | None, seed: int, where: Path) -> None:
     """Train the autoencoder that ClustPy's DEC and IDEC both start from, as their defaults say."""
     from clustpy.deep import DEC
@@ -91,6 +109,7 @@ PEERS: dict[str, Callable[..., np.ndarray]] = {
     "KMeans": kmeans,
     "PCA + KMeans": pca_kmeans,
     "UMAP + KMeans": umap_kmeans,
+    "skdiec's start on pixels": start_on_pixels,
     "ClustPy DEC": clustpy_dec,
     "ClustPy IDEC": clustpy_idec,
 }
@@ -132,11 +151,20 @@ def main() -> None:
     add_run_options(parser, NAMES)
     parser.add_argument("--methods", nargs="+", choices=[OURS, *PEERS], default=[OURS, *PEERS], metavar="METHOD")
     arguments = parser.parse_args()
-    results = {name: results_of(name) for name in NAMES}
+    results = all_results()
     for name in () if arguments.table else arguments.datasets:
         measure(results[name], name, arguments.data, arguments.seeds, arguments.methods)
-    write_table("headline", headline(results))
-    write_table("accuracy", [line for name in NAMES if results[name].rows for line in table(results[name], name)])
+    for title, lines in tables(results).items():
+        write_table(title, lines)
+
+
+def all_results() -> dict[str, Results]:
+    return {name: results_of(name) for name in NAMES}
+
+
+def tables(results: dict[str, Results]) -> dict[str, list[str]]:
+    lines = [line for name in NAMES if results[name].rows for line in table(results[name], name)]
+    return {"headline": headline(results), "accuracy": lines}
 
 
 def results_of(name: str) -> Results:
@@ -190,16 +218,19 @@ def headline(results: dict[str, Results]) -> list[str]:
     for method in (*PEERS, OUR_FEATURES, OURS):
         if not any(results[name].find(method=method) for name in names):
             continue
-        cells = [
-            " / ".join(results[name].mean(column, 3, spread=False, method=method) for column in ("acc", "nmi"))
-            if results[name].find(method=method)
-            else "-"
-            for name in names
-        ]
+        cells = [headline_cell(results[name], method) for name in names]
         title = f"**{method}**" if method == OURS else method
         rows.append([title, *(f"**{cell}**" if method == OURS else cell for cell in cells)])
     rows.append(["DiEC, as its paper reports", *(PAPER.get(name, "-") for name in names)])
-    return markdown_table(header, rows)
+    return [*markdown_table(header, rows), "", f"Means over {SEEDS} seeds, or over as many as stand in brackets."]
+
+
+def headline_cell(results: Results, method: str) -> str:
+    count = len(results.find(method=method))
+    if not count:
+        return "-"
+    scores = " / ".join(results.mean(column, 3, spread=False, method=method) for column in ("acc", "nmi"))
+    return scores if count == SEEDS else f"{scores} ({count})"
 
 
 def recipe_of(name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from skdiec.datasets import DATASETS, FOLDER_VARIABLE
+from skdiec.datasets import DATASETS, FOLDER_VARIABLE, load_dataset
 from skdiec.metrics import clustering_report
 
 HERE = Path(__file__).parent
@@ -23,6 +23,12 @@ BACKBONES = HERE / "backbones"
 RESULTS = HERE / "results"
 WORK = HERE / "work"
 """What a stopped run goes on from, and nobody else needs."""
+
+SEEDS = 5
+"""Seeds of a measurement unless told otherwise."""
+
+N_IMAGES = 10_000
+"""Images of `random_images` at most."""
 
 
 class Results:
@@ -119,11 +125,15 @@ def write_table(name: str, lines: Sequence[str]) -> None:
 
     The place is between the comments ``<!-- results: NAME -->`` and ``<!-- end -->``.
     """
-    text = "\n".join(lines).strip()
+    text = table_text(lines)
     (RESULTS / f"{name}.md").write_text(text + "\n")
     for document in (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md"))):
         document.write_text(with_table(document.read_text(), name, text))
     print(text)
+
+
+def table_text(lines: Sequence[str]) -> str:
+    return "\n".join(lines).strip()
 
 
 def with_table(document: str, name: str, table: str) -> str:
@@ -139,9 +149,21 @@ def sources(results: Results) -> list[str]:
     return [f"Machine: {'; '.join(found)}."]
 
 
+def listed(settings: Mapping[str, object]) -> str:
+    """Write settings as keyword arguments."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
 def departures(settings: Mapping[str, object]) -> str:
     """Say in what a benchmark's fits depart from the estimator's defaults."""
-    return f"the defaults, but for {', '.join(f'{name}={value}' for name, value in settings.items())}"
+    return f"the defaults, but for {listed(settings)}"
+
+
+def random_images(name: str, folder: Path | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most `N_IMAGES` images of a data set, drawn at random and in their order, with their labels."""
+    data = load_dataset(name, folder)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:N_IMAGES])
+    return data.images[rows], data.labels[rows]
 
 
 def add_data_options(parser: Any, datasets: Mapping[str, object] | Sequence[str] = DATASETS) -> None:
@@ -150,7 +172,7 @@ def add_data_options(parser: Any, datasets: Mapping[str, object] | Sequence[str]
     parser.add_argument(
         "--data", type=Path, help=f"folder with the data sets (default: {FOLDER_VARIABLE}, or download)"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="random states 0 to SEEDS - 1 (default: 5)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"random states 0 to SEEDS - 1 (default: {SEEDS})")
 
 
 def add_run_options(parser: Any, datasets: Mapping[str, object] | Sequence[str] = DATASETS) -> None:

@@ -171,8 +171,8 @@ def table(results: Results) -> list[str]:
         *markdown_table(header, lines),
         "",
         f"{N_IMAGES:,} random images (digits: 1,797) for each seed; {len(TIMESTEPS)} timesteps x all blocks x poolings "
-        f"{', '.join(map(str, POOLINGS))}; one noise draw. Seeds: {', '.join(seeds)}. ACC of the best cell, as all "
-        f"cells' its mean over the seeds: {', '.join(best)}.",
+        f"{', '.join(map(str, POOLINGS))}; one noise draw. Seeds: {', '.join(seeds)}. ACC of the best cell (of every "
+        f"cell, the mean over the seeds): {', '.join(best)}.",
         *sources(results),
         "Command: `python benchmarks/criteria.py`.",
     ]

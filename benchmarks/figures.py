@@ -146,7 +146,7 @@ def draw_epochs(name: str, data: Any, model: DiffusionEmbeddedClustering, settin
     above.plot(epochs, accuracies, "o-")
     above.set(ylabel="ACC", title=f"{NAMES[name]}: training of the head; epoch 0 is the start")
     below.plot(model.history_["cut"])
-    below.set(xlabel="epoch", ylabel="normalised cut")
+    below.set(xlabel="epoch", ylabel="balanced cut")
     for axis in (above, below):
         axis.axvline(model.warmup_epochs, color="grey", lw=0.8, ls=":")
     save(figure, f"epochs_{name}")
@@ -176,10 +176,12 @@ def draw_drift() -> None:
     if not rows:
         return
     figure, axis = plt.subplots(figsize=(7, 4))
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        curves = [np.array(row["drift"].split(), float) for row in rows if row["variant"] == variant]
+    for name, variant in dict.fromkeys((row["dataset"], row["variant"]) for row in rows):
+        found = [row for row in rows if (row["dataset"], row["variant"]) == (name, variant)]
+        curves = [np.array(row["drift"].split(), float) for row in found]
         shortest = min(map(len, curves))
-        axis.plot(np.mean([curve[:shortest] for curve in curves], axis=0), "o-", ms=3, label=variant)
+        mean = np.mean([curve[:shortest] for curve in curves], axis=0)
+        axis.plot(mean, "o-", ms=3, label=f"{NAMES[name]}, {variant}")
     axis.set(yscale="log", xlabel="epoch", ylabel="denoising loss / before", title="Generative drift")
     axis.legend()
     save(figure, "drift")

@@ -20,6 +20,7 @@ from common import Results, in_new_process, machine, markdown_table, sources, wr
 COUNTS = (10_000, 100_000, 1_000_000)
 METHODS = ("predict", "transform")
 _BLOCK = 10_000
+_ROUNDS = 3
 
 
 def write_images(path: Path, count: int) -> None:
@@ -62,21 +63,26 @@ def run(method: str, path: Path, folder: Path, count: int) -> tuple[float, float
     images = np.load(path, mmap_mode="r")[:count]
     batch = torch.zeros((batch_size, *backbone.input_shape))
     timesteps = torch.full((batch_size,), model.timestep_)
+    passes = _BLOCK // batch_size
+
+    def bare() -> float:
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(passes):
+                capture(
+                    backbone.network,
+                    lambda: backbone.predict(batch, timesteps),
+                    [model.layer_],
+                    lambda name, activation: None,
+                )
+        return (time.perf_counter() - started) * count / (passes * batch_size)
+
+    # The best of several, before and after: the machine's other work falls on all alike.
+    before = [bare() for _ in range(_ROUNDS)]
     started = time.perf_counter()
     output = getattr(model, method)(images)
     seconds = time.perf_counter() - started
-    passes = _BLOCK // batch_size
-    started = time.perf_counter()
-    with torch.inference_mode():
-        for _ in range(passes):
-            capture(
-                backbone.network,
-                lambda: backbone.predict(batch, timesteps),
-                [model.layer_],
-                lambda name, activation: None,
-            )
-    bare = (time.perf_counter() - started) * count / (passes * batch_size)
-    return seconds, bare, output.nbytes
+    return seconds, min(*before, *(bare() for _ in range(_ROUNDS))), output.nbytes
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Compare the halving search with the grid: what do they cost, and what does the clustering lose?
 
 Both search the same space with the same seeds: 20 timesteps, all blocks, three poolings and four noise draws, on 2,000
-images. Then each fit goes on from what its search chose, on at most `--images` images. Labels evaluate alone. A run
+images. Then each fit goes on from what its search chose, on at most 10,000 images. Labels evaluate alone. A run
 that was stopped goes on where it was.
 
     python benchmarks/search.py --data FOLDER --datasets digits usps
@@ -17,17 +17,17 @@ import numpy as np
 from accuracy import NAMES
 from common import (
     BACKBONES,
+    N_IMAGES,
     Results,
     add_run_options,
     agreement,
     in_new_process,
     machine,
     markdown_table,
+    random_images,
     sources,
     write_table,
 )
-
-from skdiec.datasets import load_dataset
 
 SPACE: dict[str, Any] = {
     "timestep": (5, 10, 15, 20, 25, 35, 50, 65, 80, 100, 120, 140, 160, 180, 200, 230, 260, 300, 350, 400),
@@ -37,17 +37,16 @@ SPACE: dict[str, Any] = {
 STRATEGIES = ("grid", "halving")
 
 
-def fit_both(name: str, folder: Path | None, seed: int, count: int) -> dict[str, dict[str, Any]]:
+def fit_both(name: str, folder: Path | None, seed: int) -> dict[str, dict[str, Any]]:
     """Fit with each strategy; say what its search cost and found, and how the grid scores it."""
     from skdiec import DiffusionEmbeddedClustering
 
-    data = load_dataset(name, folder)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:count])
+    images, y = random_images(name, folder, seed)
     found = {}
     for strategy in STRATEGIES:
         model = DiffusionEmbeddedClustering(
             10, backbone=BACKBONES / name, search=strategy, random_state=seed, **SPACE
-        ).fit(data.images[rows])
+        ).fit(images)
         search = model.search_result_
         if strategy == "grid":
             scores = search.scores[search.criterion]
@@ -57,7 +56,7 @@ def fit_both(name: str, folder: Path | None, seed: int, count: int) -> dict[str,
             search.poolings.index(search.best.pooling),
         )
         found[strategy] = {
-            **agreement(data.labels[rows], model.labels_),
+            **agreement(y, model.labels_),
             "evaluations": search.n_evaluations,
             "passes": search.n_forward,
             "seconds": search.seconds,
@@ -71,17 +70,14 @@ def fit_both(name: str, folder: Path | None, seed: int, count: int) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, NAMES)
-    parser.add_argument("--images", type=int, default=10_000, help="images of each fit at most (default: 10,000)")
     arguments = parser.parse_args()
     results = results_of()
     for name in () if arguments.table else arguments.datasets:
         for seed in range(arguments.seeds):
             if not results.find(dataset=name, seed=seed):
-                found = in_new_process(fit_both, name, arguments.data, seed, arguments.images)[0]
+                found = in_new_process(fit_both, name, arguments.data, seed)[0]
                 for strategy, row in found.items():
-                    results.add(
-                        dataset=name, seed=seed, strategy=strategy, images=arguments.images, machine=machine(), **row
-                    )
+                    results.add(dataset=name, seed=seed, strategy=strategy, images=N_IMAGES, machine=machine(), **row)
     write_table("search", table(results))
 
 
@@ -111,12 +107,11 @@ def table(results: Results) -> list[str]:
             lines.append(
                 f"- {NAMES[name]}: the grid takes {ratios[0]:.1f} times the evaluations and {ratios[1]:.1f} the time."
             )
-    most = max((int(row["images"]) for row in results.rows), default=0)
     return [
         *lines,
         "",
         f"{len(SPACE['timestep'])} timesteps x all blocks x poolings {', '.join(map(str, SPACE['pooling']))}, "
-        f"{SPACE['search_draws']} noise draws, 2,000 images (digits: 1,797); fits on at most {most:,} images. "
+        f"{SPACE['search_draws']} noise draws, 2,000 images (digits: 1,797); fits on at most {N_IMAGES:,} images. "
         "Evaluations: images x draws x the share of the network's multiplications that a pass takes. Regret: what the "
         "chosen cell's criterion lacks to the grid's highest, as a share of it, both on the grid's images and draws.",
         *sources(results),

@@ -10,10 +10,17 @@ DOCUMENTS = [FOLDER.parent / "README.md", *sorted((FOLDER.parent / "docs").rglob
 
 
 @pytest.fixture
-def common(monkeypatch):
+def benchmark(monkeypatch):
+    """Imports a module of the benchmarks."""
     monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module("common")
-    sys.modules.pop("common")
+    yield importlib.import_module
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture
+def common(benchmark):
+    return benchmark("common")
 
 
 def double(value):
@@ -63,6 +70,20 @@ def test_measured_functions_run_in_a_process_of_their_own(common):
     assert result == 42
     assert seconds >= 0
     assert 0 < peak < 100
+
+
+@pytest.mark.parametrize("name", ["ablations", "criteria", "fit", "pretraining", "scale", "search"])
+def test_tables_are_made_of_the_measured_rows(benchmark, common, name):
+    module = benchmark(name)
+    written = (FOLDER / "results" / f"{name}.md").read_text()
+    assert common.table_text(module.table(module.results_of())) == written.strip()
+
+
+@pytest.mark.parametrize("name", ["accuracy", "headline"])
+def test_tables_of_accuracy_are_made_of_the_measured_rows(benchmark, common, name):
+    module = benchmark("accuracy")
+    written = (FOLDER / "results" / f"{name}.md").read_text()
+    assert common.table_text(module.tables(module.all_results())[name]) == written.strip()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
