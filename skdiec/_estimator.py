@@ -27,6 +27,7 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
+from skdiec._version import __version__
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, default_device, load_backbone, pretrain, untrained_backbone
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
@@ -204,11 +205,13 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     backbone_folder : path, default=None
         Where ``backbone="auto"`` saves its diffusers pipeline, resumes a training that was stopped, and finds a
-        finished one. None keeps it in `memory` where that is set, else only in `backbone_`.
+        finished one, with any seed where `random_state` is None. None keeps it in `memory` where that is set, else
+        only in `backbone_`.
 
     memory : str or joblib.Memory, default=None
         Cache of pretraining, search, features and start, so that fits that share them, as in a search over the head's
-        parameters, compute them once. Needs a `random_state` to be of use.
+        parameters, compute them once. Needs a `random_state` to be of use. A search by a callable `criterion` is not
+        kept, since nothing tells whether two functions of one name are the same.
 
     inference_batch_size : int, default=None
         Images per forward pass outside of training; halved as often as the device's memory does not suffice. None is
@@ -217,7 +220,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
         Number format of forward passes outside of training (autocast where it is not fp32). ``"bf16"`` is faster on
-        processors and GPUs that compute with it, and changes features by 1 to 2 % of their variation.
+        processors and GPUs that compute with it, and changes features by up to 2 % of their variation. On a GPU,
+        ``"fp32"`` rules out its shortened kind (TF32).
 
     device : str, default=None
         Where networks run. None is CUDA where there is one, else the CPU.
@@ -334,7 +338,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "update_interval": [Interval(Integral, 1, None, closed="left")],
         "pretrain_params": [dict, None],
         "backbone_folder": [str, os.PathLike, None],
-        "memory": [str, HasMethods(["cache"]), None],
+        "memory": [str, joblib.Memory, None],
         "inference_batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "precision": [StrOptions({"fp32", "bf16", "fp16"})],
         "device": [str, torch.device, None],
@@ -479,8 +483,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
         if len(source) < 2:
             raise ValueError("X must hold at least 2 images to tell what they vary in; got n_samples=1")
+        # Any backbone in the folder will do where no seed is asked for.
+        any_seed = self.random_state is None and self.backbone_folder is not None
         pretrain_params = {
-            "random_state": seeds.pretrain,
+            "random_state": None if any_seed else seeds.pretrain,
             "device": device,
             "verbose": self.verbose,
             **(self.pretrain_params or {}),
@@ -494,7 +500,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
         clock = _Clock()
         if _is_auto(self.backbone):
-            backbone = pretrain(source, self._pretrain_folder(source, pretrain_params, memory), **pretrain_params)
+            folder = self._pretrain_folder(source, backbone.recipe["settings"], memory)
+            backbone = pretrain(source, folder, **pretrain_params)
         elif backbone is self.backbone:  # a PixelBackbone of the caller's
             backbone = backbone.copy()
         backbone = backbone.to(device)
@@ -509,7 +516,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         clock.stop("search")
         features = dataclasses.replace(extractor, memory=memory).extract(source, [cell])[cell]
         clock.stop("features")
+        features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
         start = memory.cache(_find_start, ignore=["n_jobs"])(
+            __version__,
             features,
             self.n_clusters,
             self.n_components,
@@ -642,6 +651,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         tags.transformer_tags.preserves_dtype = []  # the embedding is float32 whatever X is
         return tags
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "backbone_")  # not n_features_in_, which a fit that fails later has set too
+
     def _check_parameters(self) -> None:
         self._validate_params()
         if self.head == "direct" and not self.train_backbone:
@@ -652,6 +664,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             raise ImportError(
                 "neighbors_algorithm='nndescent' needs pynndescent, which is not installed: "
                 'pip install "skdiec[nndescent]"'
+            )
+        if self.max_search_samples < self.n_clusters:
+            raise ValueError(
+                f"max_search_samples must be at least n_clusters={self.n_clusters}; got {self.max_search_samples}"
             )
         if not isinstance(self.init, str):
             centers = check_array(self.init, dtype=np.float64, input_name="init")
@@ -721,12 +737,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
                 f"got {np.shape(self.init)[1]}"
             )
 
-    def _pretrain_folder(self, source: ImageSource, params: Mapping[str, Any], memory: joblib.Memory) -> Path | None:
+    def _pretrain_folder(self, source: ImageSource, settings: Mapping[str, Any], memory: joblib.Memory) -> Path | None:
         if self.backbone_folder is not None:
             return Path(self.backbone_folder)
         if memory.location is None:
             return None
-        settings = sorted((name, repr(value)) for name, value in params.items() if name not in ("device", "verbose"))
         return Path(memory.location) / "skdiec-backbones" / joblib.hash((source.fingerprint(), settings))
 
     def _search(
@@ -744,7 +759,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
         key: tuple = ()
         if memory.location is not None:
-            key = (source.fingerprint(), extractor.backbone.fingerprint(), seeds, extractor.shift, extractor.precision)
+            settings = (seeds, extractor.shift, extractor.precision, __version__)
+            key = (source.fingerprint(), extractor.backbone.fingerprint(), *settings)
+        if callable(self.criterion):  # joblib knows functions by their names alone, and some not at all
+            memory = joblib.Memory(None)
         return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
             key,
             lambda cells, draw, count: extractor.extract(source, cells, rows=np.sort(order[:count]), draw=draw),
@@ -862,6 +880,7 @@ class _Start:
 
 
 def _find_start(
+    version: str,
     features: NDArray[np.float32],
     n_clusters: int,
     n_components: int,

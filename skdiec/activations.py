@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -196,11 +197,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def _hooks(network: nn.Module, names: Sequence[str], act: Callable[[str, Any], None]) -> Iterator[None]:
     handles = []
+    owner = threading.get_ident()  # a network may be shared: the passes of other threads are none of ours
     try:
         for name in names:
             # The name is bound as a default: a closure would see the loop's last one.
             def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-                act(name, output)
+                if threading.get_ident() == owner:
+                    act(name, output)
 
             handles.append(network.get_submodule(name).register_forward_hook(hook))
         yield

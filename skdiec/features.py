@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -188,11 +189,9 @@ class FeatureExtractor:
         features: dict[Cell, NDArray[np.float32]] = {}
         size = ROW_MULTIPLE * math.ceil(self.batch_size / ROW_MULTIPLE)
         network, device = self.backbone.network, self.backbone.device
-        dtype = _AUTOCAST.get(self.precision)
-        casting = torch.autocast(device.type, dtype, enabled=dtype is not None)
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         first = 0
-        with activations.evaluating(network), torch.inference_mode(), casting:
+        with activations.evaluating(network), torch.inference_mode(), _computing_in(self.precision, device):
             for images in _read_ahead(source, batches, device):
                 part, size = self._forward_in_parts(images, cells, draws, size)
                 for cell, values in part.items():
@@ -211,9 +210,10 @@ class FeatureExtractor:
         self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw], size: int
     ) -> tuple[dict[Cell, Tensor], int]:
         """Return the features of a batch, and how many images at once the device's memory sufficed for."""
+        device = self.backbone.device
         while True:
             try:
-                parts = [self.forward(part, cells, draws) for part in images.split(size)]
+                parts = [self.forward(part.to(device, non_blocking=True), cells, draws) for part in images.split(size)]
                 return {cell: torch.cat([part[cell] for part in parts]) for cell in cells}, size
             except torch.OutOfMemoryError:
                 if size <= ROW_MULTIPLE:
@@ -221,7 +221,7 @@ class FeatureExtractor:
             # Not in the handler, where the exception still holds the tensors of the pass that failed.
             size = ROW_MULTIPLE * math.ceil(size / 2 / ROW_MULTIPLE)
             logger.warning("out of memory: going on with %d images per forward pass", size)
-            if images.is_cuda:
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def forward(self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw]) -> dict[Cell, Tensor]:
@@ -268,7 +268,7 @@ class FeatureExtractor:
 
 
 def _read_ahead(source: ImageSource, batches: Sequence[NDArray[np.integer]], device: torch.device) -> Iterator[Tensor]:
-    """Yield the images of each batch on a device, and read those of the next one meanwhile."""
+    """Yield the images of each batch, ready to be sent to a device, and read those of the next one meanwhile."""
 
     def read(batch: NDArray[np.integer]) -> Tensor:
         images = torch.from_numpy(source.read(batch))
@@ -279,9 +279,19 @@ def _read_ahead(source: ImageSource, batches: Sequence[NDArray[np.integer]], dev
         for batch in batches[1:]:
             images = following.pop().result()
             following.append(reader.submit(read, batch))
-            yield images.to(device, non_blocking=True)
+            yield images
         for last in following:
-            yield last.result().to(device, non_blocking=True)
+            yield last.result()
+
+
+def _computing_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which forward passes compute in a precision."""
+    if precision in _AUTOCAST:
+        return torch.autocast(device.type, _AUTOCAST[precision])
+    if device.type == "cuda":
+        # By default, convolutions round their input to 10 bits there, and are of a kind that changes with the batch.
+        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return nullcontext()
 
 
 def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
@@ -377,7 +387,10 @@ class CellFeatures:
         """Return the features of some rows, shape (m, d), on the backbone's device: of one draw, or of all."""
         draws = self.extractor.draws()
         chosen = draws if draw is None else [draws[draw]]
-        return self.extractor.forward(self._images(rows), [self.cell], chosen)[self.cell]
+        images = self._images(rows)
+        if torch.is_grad_enabled():
+            return self.extractor.forward(images, [self.cell], chosen)[self.cell]
+        return self.extractor._forward_in_parts(images, [self.cell], chosen, len(images))[0][self.cell]
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps (L_Re)."""

@@ -248,7 +248,11 @@ def search_cells(
                 if (wanted[0], draw) in known:
                     continue
                 features = extract(wanted, draw, count)
-                scored = Parallel(n_jobs=n_jobs)(score(features[cell]) for cell in wanted)
+                # Temporary files' maps cannot be sent to other processes, threads share them.
+                mapped = any(isinstance(features[cell], np.memmap) for cell in wanted)
+                parallel = Parallel(n_jobs=n_jobs, require="sharedmem" if mapped else None)
+                with threadpool_limits(limits=1):  # here too: what threads restore, each for itself, gets mixed up
+                    scored = parallel(score(features[cell]) for cell in wanted)
                 known |= {(cell, draw): each for cell, each in zip(wanted, scored, strict=True)}
                 n_forward += count
                 n_evaluations += count * max(costs[cell.layer] if costs else 1.0 for cell in wanted)

@@ -29,6 +29,7 @@ times over; within this range the later epochs were the more accurate ones (USPS
 
 _DRIFT_IMAGES = 512
 _BLOCK_ROWS = 1024
+_BLOCK_EDGES = 2**18
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ResidualHead(nn.Module):
     def __init__(self, n_features: int, hidden: int = 256, *, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds all GPUs too
             self.g = nn.Sequential(nn.Linear(n_features, hidden), nn.GELU(), nn.Linear(hidden, n_features))
         nn.init.zeros_(self.g[2].weight)
         nn.init.zeros_(self.g[2].bias)
@@ -251,7 +252,8 @@ class BackboneEmbedder:
     def embed_all(self) -> Tensor:
         """Return z of all rows."""
         with torch.no_grad():
-            return torch.cat([self._embed(rows, self._features(rows)) for rows in self._rows(len(self._features))])
+            blocks = torch.arange(len(self._features)).split(self._features.batch_size)
+            return torch.cat([self._embed(rows, self._features(rows)) for rows in blocks])
 
     def _embed(self, rows: Tensor, features: Tensor) -> Tensor:
         h = self._projection(features)
@@ -266,13 +268,11 @@ class BackboneEmbedder:
     def drift(self) -> float:
         """Return the denoising loss of fixed images, NaN where the backbone is frozen."""
         generator = torch.Generator(self._device).manual_seed(self._seed)
-        batches = self._rows(min(len(self._features), _DRIFT_IMAGES))
+        # Smaller ones than of features: the loss is that of whole passes, which are not cut to the memory that is left.
+        batches = torch.arange(min(len(self._features), _DRIFT_IMAGES)).split(min(self._features.batch_size, 128))
         with torch.no_grad():
             losses = [float(self._features.denoising_loss(rows, generator)) * len(rows) for rows in batches]
         return sum(losses) / sum(len(rows) for rows in batches)
-
-    def _rows(self, count: int) -> tuple[Tensor, ...]:
-        return torch.arange(count).split(self._features.batch_size)
 
 
 class EmbeddingModel:
@@ -374,13 +374,11 @@ def train(
     tracker = _Tracker(embedder, centers, graph, n_clusters, config.gamma)
     tracker.record(log_q.argmax(1).numpy(), labels, {"denoising": embedder.drift()})
     labels = log_q.argmax(1).numpy()
+    p, edge_weight = initial, _edge_weights(base_weight, initial, heads, tails)
     for epoch in range(1, config.max_epochs + 1):
-        if epoch <= config.warmup_epochs:
-            p = q = initial
-        elif (epoch - 1 - config.warmup_epochs) % config.update_interval == 0:
+        if epoch > config.warmup_epochs and (epoch - 1 - config.warmup_epochs) % config.update_interval == 0:
             q = log_q.exp()
-            p = dec.target_distribution(q)
-        edge_weight = base_weight * (q[heads] * q[tails]).sum(1)
+            p, edge_weight = dec.target_distribution(q), _edge_weights(base_weight, q, heads, tails)
         sums: dict[str, Tensor] = {}
         for rows in torch.randperm(len(labels), generator=order).split(config.batch_size):
             neighbors, weight = _sample_neighbors(rows, first_edge, tails, edge_weight, order)
@@ -440,6 +438,13 @@ def _losses(
     denoising = embedder.denoising_loss(rows, generator)
     terms["loss"] = loss if denoising is None else loss + denoising
     return terms
+
+
+def _edge_weights(base: Tensor, q: Tensor, heads: Tensor, tails: Tensor) -> Tensor:
+    """Return the weights of edges, each times how far the soft assignments of its ends agree."""
+    # In blocks: all ends' assignments would take the number of edges times that of clusters.
+    blocks = zip(heads.split(_BLOCK_EDGES), tails.split(_BLOCK_EDGES), strict=True)
+    return base * torch.cat([(q[one] * q[other]).sum(1) for one, other in blocks])
 
 
 def _sample_neighbors(

@@ -60,10 +60,12 @@ def rng_untouched():
     @contextmanager
     def untouched():
         numbers, tensors, plain = np.random.get_state(), torch.get_rng_state(), random.getstate()  # noqa: NPY002
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ()
         yield
         for before, after in zip(numbers, np.random.get_state(), strict=True):  # noqa: NPY002
             np.testing.assert_array_equal(before, after)
         assert torch.equal(tensors, torch.get_rng_state())
+        assert all(map(torch.equal, gpus, torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ()))
         assert random.getstate() == plain
 
     return untouched

@@ -1,4 +1,6 @@
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -254,3 +256,23 @@ def test_pool_sums_half_precision_in_float32():
     halves = torch.full((1, 1, 64, 64), 1000.0, dtype=torch.float16)
     assert pool(halves, 1).tolist() == [[1000.0]]
     assert pool(halves.bfloat16(), 1).dtype == torch.float32
+
+
+def test_passes_of_other_threads_through_the_same_network_are_left_alone():
+    meeting = threading.Barrier(2, timeout=30)
+
+    class Meeting(nn.Module):
+        def forward(self, x):
+            meeting.wait()  # both threads are inside the network, with their hooks on it
+            return x
+
+    network = Net(Meeting(), Times(2), Times(5))
+
+    def run(factor):
+        return capture(network, lambda: network(factor * IMAGES), ["blocks.1"], keep)["blocks.1"]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, [1, 3]))
+    torch.testing.assert_close(found, [2 * IMAGES, 6 * IMAGES])
+    assert network.blocks[2].calls == 0
+    assert hook_count(network) == 0

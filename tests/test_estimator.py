@@ -21,6 +21,7 @@ from scipy.spatial.distance import cdist
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+import skdiec.features
 from skdiec import DiffusionEmbeddedClustering, _estimator
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, pretraining
@@ -402,6 +403,8 @@ def test_backbone_folder_holds_a_pipeline_that_a_second_fit_uses(make_model, ima
     model = make_model(**AUTO, backbone_folder=tmp_path / "deep" / "folder", head=None).fit(images)
     assert equal(weights(model.backbone_.network), weights(expected.backbone_.network))
     assert_array_equal(model.initial_labels_, expected.initial_labels_)
+    model.set_params(random_state=None).fit(images)
+    assert equal(weights(model.backbone_.network), weights(expected.backbone_.network))
 
 
 # Memory
@@ -492,6 +495,39 @@ def test_memory_is_used_for_all_that_a_change_leaves(change, redone, make_model,
     assert work == redone
     assert_array_equal(model.embedding_, expected.embedding_)
     assert_array_equal(model.labels_, expected.labels_)
+
+
+def test_memory_tells_functions_of_one_name_apart(make_model, images, work, tmp_path):
+    for sign in (1, -1):
+
+        def criterion(X, labels, sign=sign):
+            return sign * X.shape[1]
+
+        model = make_model(**GRID, memory=str(tmp_path), criterion=criterion).fit(images)
+        assert_array_equal(model.search_result_.scores["criterion"][0, 0] > 0, sign > 0)
+    assert work["search"] == 2
+
+
+def test_memory_keeps_one_backbone_for_each_precision(make_model, images, work, tmp_path, monkeypatch):
+    settings = {**AUTO, "pretrain_params": {**AUTO["pretrain_params"], "precision": "auto"}}
+    for native in (False, True):  # two machines that share the folder
+        monkeypatch.setattr(pretraining, "_has_native_bf16", lambda device, native=native: native)
+        for _ in range(2):
+            make_model(**settings, memory=str(tmp_path)).fit(images)
+    assert work["pretraining"] == 2
+
+
+def test_features_in_temporary_files_go_to_several_jobs_and_into_the_memory(
+    make_model, images, work, tmp_path, monkeypatch
+):
+    expected = make_model(**GRID).fit(images)
+    monkeypatch.setattr(skdiec.features, "MEMORY_MAP_ABOVE", 100)
+    for known in (GRID_WORK, {}):
+        work.clear()
+        model = make_model(**GRID, n_jobs=2, memory=str(tmp_path)).fit(images)
+        assert work == known
+        assert_array_equal(model.scott_scores_, expected.scott_scores_)
+        assert_array_equal(model.labels_, expected.labels_)
 
 
 # Head and dual branch
@@ -1062,6 +1098,8 @@ WRONG_PARAMETERS = [
         r"backbone must be 'auto', a folder, .*: there is no folder 'no such folder'",
     ),
     ({"memory": 3}, r"'memory' parameter .* Got 3"),
+    ({"memory": SimpleNamespace(cache=None)}, r"'memory' parameter .* Got namespace"),
+    ({"max_search_samples": 2}, r"max_search_samples must be at least n_clusters=3; got 2"),
     ({"random_state": "seed"}, r"'random_state' parameter .* Got 'seed'"),
 ]
 
@@ -1105,6 +1143,15 @@ def test_pickled_and_truncated_checkpoints_are_told_of(make_model, make_unet, im
 def test_results_before_fit_are_told_of(method, make_model, images):
     with pytest.raises(NotFittedError, match="This DiffusionEmbeddedClustering instance is not fitted yet"):
         getattr(make_model(), method)(images)
+
+
+def test_results_after_a_fit_that_failed_are_told_of(make_model, images, monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(_estimator, "search_cells", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.fit(flat(images))
+    with pytest.raises(NotFittedError, match="This DiffusionEmbeddedClustering instance is not fitted yet"):
+        model.predict(flat(images))
 
 
 @pytest.mark.parametrize("method", ["predict", "predict_proba", "transform", "score"])

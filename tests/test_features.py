@@ -220,6 +220,39 @@ def test_passes_get_smaller_where_memory_does_not_suffice(size, extractor, caplo
         extractor.extract(SOURCE, CELLS)
 
 
+@pytest.mark.usefixtures("small_groups")
+def test_features_of_a_trained_backbone_get_by_with_less_memory_where_no_gradient_is_kept(extractor):
+    wanted = CellFeatures(extractor, SOURCE, CELLS[0])
+    with torch.no_grad():
+        expected = wanted(torch.arange(21))
+
+    def run_out(module, inputs):
+        if len(inputs[0]) > 8:
+            raise torch.OutOfMemoryError("out of memory")
+
+    extractor.backbone.network.register_forward_pre_hook(run_out)
+    with torch.no_grad():
+        assert_allclose(wanted(torch.arange(21)), expected, rtol=0, atol=1e-6)
+    with pytest.raises(torch.OutOfMemoryError):
+        wanted(torch.arange(21))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_features_are_those_of_the_cpu_on_a_gpu(extractor):
+    expected = extractor.extract(SOURCE, CELLS)
+    found = dataclasses.replace(extractor, backbone=extractor.backbone.copy().to("cuda")).extract(SOURCE, CELLS)
+    for cell in CELLS:
+        assert_allclose(found[cell], expected[cell], rtol=0, atol=1e-5)
+
+
+def test_a_gpu_computes_in_full_precision_unless_told_otherwise():
+    device, before = torch.device("cuda"), torch.backends.cudnn.allow_tf32
+    with features._computing_in("fp32", device):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 @pytest.mark.parametrize(
     ("free", "needed", "size"),
     [

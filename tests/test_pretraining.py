@@ -386,6 +386,12 @@ def test_device_is_cuda_where_there_is_one_unless_told_otherwise(monkeypatch):
         assert pretraining.default_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_device_that_is_not_there_is_told_of():
+    with pytest.raises(ValueError, match="device must be one that this machine has; got 'cuda:1'"):
+        pretraining.default_device("cuda:1")
+
+
 # Images
 
 
@@ -563,6 +569,37 @@ def test_folder_of_another_training_is_refused_untouched(change, difference, fin
     with pytest.raises(ValueError, match=f"{tmp_path} holds {kind}.* {difference}: choose another folder"):
         train(**{"folder": tmp_path, "checkpoint_seconds": 0, **change})
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_seed_and_precision_are_those_found_unless_asked_for(finished, tmp_path, steps, monkeypatch):
+    steps.stop = set() if finished else {7}
+    try:
+        train(folder=tmp_path, checkpoint_seconds=0, random_state=5)
+    except KeyboardInterrupt:
+        assert not finished
+    monkeypatch.setattr(pretraining, "_has_native_bf16", lambda device: True)
+    backbone = train(folder=tmp_path, checkpoint_seconds=0, random_state=None, precision="auto")
+    assert backbone.recipe["settings"]["seed"] == 5
+    assert backbone.recipe["settings"]["precision"] == "fp32"
+    assert result(backbone) == result(train(random_state=5))
+
+
+@pytest.mark.parametrize("at", [4, STEPS])
+def test_training_that_diverges_is_told_of_and_leaves_nothing(at, tmp_path, steps, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def explode(optimizer, *args, **kwargs):
+        step(optimizer, *args, **kwargs)
+        if len(steps.lr) == at:
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.data.fill_(math.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", explode)
+    what = "denoising loss became nan at step 4" if at < STEPS else f"weights became infinite at step {STEPS}"
+    with pytest.raises(FloatingPointError, match=f"diverged: the {what} of {STEPS}; lower learning_rate, .* 0.002"):
+        train(folder=tmp_path, checkpoint_seconds=0)
+    assert contents(tmp_path) == {}
 
 
 def test_folder_of_a_backbone_from_elsewhere_is_refused_untouched(tmp_path, make_backbone):

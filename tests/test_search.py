@@ -4,11 +4,13 @@ import logging
 
 import numpy as np
 import pytest
+from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, knn_graph
@@ -250,6 +252,15 @@ def test_processes_give_what_one_gives():
     assert one.best == two.best
     for name, scores in one.scores.items():
         assert_array_equal(two.scores[name], scores)
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_the_number_of_threads_is_as_it_was_after_a_search(backend):
+    with threadpool_limits(limits=2):
+        before = [pool["num_threads"] for pool in threadpool_info()]
+        with parallel_config(backend):
+            search_cells(planted(Cell("flat", 10, 2)), **GRID, n_jobs=2)
+        assert [pool["num_threads"] for pool in threadpool_info()] == before
 
 
 # Dimensions

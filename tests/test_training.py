@@ -779,3 +779,13 @@ def test_model_gives_what_the_trained_embedder_gives():
     model = EmbeddingModel(projection, head, result.centers, 1.0)
     assert_allclose(model.embed(features), expected, rtol=1e-4, atol=1e-4)
     assert not any(parameter.requires_grad for parameter in model.head.parameters())
+
+
+def test_weights_of_edges_are_those_of_the_graph_where_ends_agree(monkeypatch):
+    monkeypatch.setattr(training, "_BLOCK_EDGES", 2)
+    q = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    heads, tails = torch.tensor([0, 0, 1, 2, 1]), torch.tensor([1, 2, 2, 2, 1])
+    weights = training._edge_weights(torch.tensor([1.0, 1.0, 1.0, 0.5, 1.0]), q, heads, tails)
+    assert weights.tolist() == [0.5, 0.0, 0.5, 0.5, 0.5]
+    none = torch.zeros(0, dtype=torch.long)
+    assert training._edge_weights(torch.zeros(0), q, none, none).shape == (0,)

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def pretrain(
     image_shape, channel_axis, value_range
         See `DiffusionEmbeddedClustering`.
     epochs : int, default=None
-        Passes over X. None trains on about 400,000 images in all, in 8 to 40 passes.
+        Passes over X. None is as many as show the network about 400,000 images, but at least 8 and at most 40.
     batch_size : int, default=64
         Images per training step.
     learning_rate : float, default=2e-3
@@ -108,8 +108,8 @@ def pretrain(
     ema_decay : float, default=0.999
         Decay of the weights' moving average, reached by diffusers' warm-up.
     precision : {"auto", "fp32", "bf16"}, default="auto"
-        "auto" is bfloat16 autocast where the hardware multiplies it natively (CUDA from compute
-        capability 8.0, CPUs with AVX512-BF16 or AMX), else float32.
+        "auto" is that of the training found in `folder`, else bfloat16 autocast where the hardware multiplies it
+        natively (CUDA from compute capability 8.0, CPUs with AVX512-BF16 or AMX), else float32.
     dtype : {"float32", "bfloat16"}, default="float32"
         What the trained weights are rounded to, and saved as; "bfloat16" halves the files. They are computed with in
         float32 either way.
@@ -118,7 +118,7 @@ def pretrain(
     checkpoint_seconds : float, default=60.0
         Least time between two checkpoints in `folder`.
     random_state : int, default=None
-        Seeds weights, batches and noise. None draws a seed, so a training that is to be resumed needs an int.
+        Seeds weights, batches and noise. None is the seed of the training found in `folder`, else a random one.
     verbose : bool or int, default=False
         Show a progress bar.
 
@@ -131,6 +131,8 @@ def pretrain(
     ------
     ValueError
         For images or settings that do not fit, and for a `folder` that holds something else.
+    FloatingPointError
+        Where training diverges. Nothing is saved then.
 
     Examples
     --------
@@ -175,15 +177,24 @@ def pretrain(
         raise ValueError(f"folder must be a folder; {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     _check_folder(folder)
-    request = {"settings": asdict(settings), "data": source.fingerprint()}
     # Several processes of a parameter search may ask for the same backbone: one trains, the others wait.
     with FileLock(folder / ".lock"):
+        found = _settings_in(folder)
+        if precision == "auto" and found.get("precision") in ("fp32", "bf16"):
+            settings = replace(settings, precision=found["precision"])
+        if random_state is None and "seed" in found:
+            settings = replace(settings, seed=found["seed"])
+        request = {"settings": asdict(settings), "data": source.fingerprint()}
         finished = _finished(folder, request)
         if finished is not None:
             return finished.to(device)
         training = _Training(source, settings, device)
         training.resume(folder, request)
-        backbone = training.run(folder, request, checkpoint_seconds, verbose=bool(verbose))
+        try:
+            backbone = training.run(folder, request, checkpoint_seconds, verbose=bool(verbose))
+        except FloatingPointError:
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # going on from it would diverge again
+            raise
         training.save(folder, request)  # so that a kill while the pipeline is written costs nothing
         backbone.recipe["request"] = _json(request)
         backbone.save_pretrained(folder, dtype=settings.dtype)
@@ -307,14 +318,19 @@ def default_device(device: str | torch.device | None) -> torch.device:
     Raises
     ------
     ValueError
-        For what torch knows no device by.
+        For what torch knows no device by, or what this machine does not have.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda'; got {device!r}") from error
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch raises either where there is no such device
+        raise ValueError(f"device must be one that this machine has; got {str(device)!r} ({error})") from error
+    return device
 
 
 def _has_native_bf16(device: torch.device) -> bool:
@@ -350,6 +366,32 @@ def _finished(folder: Path, request: dict[str, Any]) -> PixelBackbone | None:
         logger.info("loading the backbone that was trained before in %s", folder)
         return load_backbone(folder)
     return None
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
+    """Return the settings of the training that `folder` holds, finished or not, or nothing."""
+    from skdiec.backbones import _read_json
+
+    if (folder / RECIPE_FILE).exists():
+        request = _read_json(folder / RECIPE_FILE).get("request")
+    elif (folder / CHECKPOINT_FILE).exists():
+        request = _read_checkpoint(folder / CHECKPOINT_FILE)[0]
+    else:
+        request = None
+    return (request or {}).get("settings", {})
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], dict[str, Tensor]]:
+    """Return what a checkpoint was asked for, its position and its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return json.loads(metadata["request"]), json.loads(metadata["position"]), tensors
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"the training checkpoint {path} is damaged: {error}. Delete it to start again") from error
 
 
 def _difference(found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
@@ -402,6 +444,8 @@ class _Training:
                     self.save(folder, request)
                     saved = time.monotonic()
         self.average.copy_to(self.parameters)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise self._diverged("weights became infinite")
         network.eval().requires_grad_(False)
         for parameter in self.parameters:
             parameter.data = parameter.data.to(getattr(torch, self.settings.dtype)).float()
@@ -436,12 +480,20 @@ class _Training:
             group["lr"] = settings.learning_rate * _schedule((self.step + 1) / self.total_steps)
         self.optimizer.step()
         self.average.step(self.parameters)
+        if not math.isfinite(float(loss.detach())):
+            raise self._diverged(f"denoising loss became {float(loss.detach())}")
         self.step += 1
         self.loss_sum += float(loss.detach()) * len(rows)
         if batch + 1 == self.steps_per_epoch:
             self.losses.append(self.loss_sum / len(self.source))
             self.loss_sum = 0.0
             logger.info("epoch %d of %d: denoising loss %.5f", epoch + 1, settings.epochs, self.losses[-1])
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"pretraining diverged: the {what} at step {self.step} of {self.total_steps}; "
+            f"lower learning_rate, which is {self.settings.learning_rate:g}"
+        )
 
     def save(self, folder: Path, request: dict[str, Any] | None) -> None:
         """Write the checkpoint that `resume` reads, in one step."""
@@ -462,18 +514,10 @@ class _Training:
 
     def resume(self, folder: Path, request: dict[str, Any]) -> None:
         """Continue from the checkpoint in `folder`, if there is one."""
-        from safetensors import SafetensorError, safe_open
-
         path = folder / CHECKPOINT_FILE
         if not path.exists():
             return
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            found, position = json.loads(metadata["request"]), json.loads(metadata["position"])
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"the training checkpoint {path} is damaged: {error}. Delete it to start again") from error
+        found, position, tensors = _read_checkpoint(path)
         if found != _json(request):
             raise ValueError(
                 f"{folder} holds an unfinished training {_difference(found, request)}: choose another folder"
@@ -506,7 +550,7 @@ def _new_backbone(image_shape: tuple[int, int, int], settings: _Settings) -> Pix
     groups = math.gcd(32, *settings.channels)
     # diffusers draws the initial weights from the global generator: keep its state out of it.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)  # not torch.manual_seed, which seeds all GPUs too
         network = UNet2DModel(
             sample_size=(height, width),
             in_channels=folded,
