@@ -218,11 +218,14 @@ def headline(results: dict[str, Results]) -> list[str]:
     for method in (*PEERS, OUR_FEATURES, OURS):
         if not any(results[name].find(method=method) for name in names):
             continue
-        cells = [headline_cell(results[name], method) for name in names]
         title = f"**{method}**" if method == OURS else method
-        rows.append([title, *(f"**{cell}**" if method == OURS else cell for cell in cells)])
+        rows.append([title, *(headline_cell(results[name], method) for name in names)])
     rows.append(["DiEC, as its paper reports", *(PAPER.get(name, "-") for name in names)])
-    return [*markdown_table(header, rows), "", f"Means over {SEEDS} seeds, or over as many as stand in brackets."]
+    return [
+        *markdown_table(header, rows),
+        "",
+        f"Means over {SEEDS} seeds, or over as many as stand in brackets; bold: the highest ACC measured.",
+    ]
 
 
 def headline_cell(results: Results, method: str) -> str:
@@ -230,6 +233,11 @@ def headline_cell(results: Results, method: str) -> str:
     if not count:
         return "-"
     scores = " / ".join(results.mean(column, 3, spread=False, method=method) for column in ("acc", "nmi"))
+    best = max(
+        {row["method"] for row in results.rows}, key=lambda each: float(results.mean("acc", spread=False, method=each))
+    )
+    if method == best:
+        scores = f"**{scores}**"
     return scores if count == SEEDS else f"{scores} ({count})"
 
 
