@@ -227,7 +227,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Where networks run. None is CUDA where there is one, else the CPU.
 
     n_jobs : int, default=None
-        Processes that score the search's cells, as in scikit-learn. Results do not depend on it.
+        Processes that score the search's cells, as in scikit-learn; None, outside of a `joblib.parallel_config`, is as
+        many threads as numerical libraries use. Results do not depend on it.
 
     random_state : int, RandomState or None, default=None
         Seeds pretraining, noise, subset, start and training. Global random states are not touched.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
@@ -210,17 +212,15 @@ def search_cells(
             f"pooling must be at most the side of a layer's map; got {list(poolings)} "
             f"for maps (channels, height, width) of {dict(layers)}"
         )
-    score = delayed(
-        partial(
-            _score,
-            n_clusters=n_clusters,
-            criterion=criterion,
-            n_components=min(n_components, n_images, *(layers[layer][0] * pooling**2 for layer, pooling in pairs)),
-            n_neighbors=n_neighbors,
-            n_init=n_init,
-            balance=balance,
-            seed=seed,
-        )
+    score = partial(
+        _score,
+        n_clusters=n_clusters,
+        criterion=criterion,
+        n_components=min(n_components, n_images, *(layers[layer][0] * pooling**2 for layer, pooling in pairs)),
+        n_neighbors=n_neighbors,
+        n_init=n_init,
+        balance=balance,
+        seed=seed,
     )
     names = list(layers)
     position = {
@@ -248,11 +248,7 @@ def search_cells(
                 if (wanted[0], draw) in known:
                     continue
                 features = extract(wanted, draw, count)
-                # Temporary files' maps cannot be sent to other processes, threads share them.
-                mapped = any(isinstance(features[cell], np.memmap) for cell in wanted)
-                parallel = Parallel(n_jobs=n_jobs, require="sharedmem" if mapped else None)
-                with threadpool_limits(limits=1):  # here too: what threads restore, each for itself, gets mixed up
-                    scored = parallel(score(features[cell]) for cell in wanted)
+                scored = _in_parallel([features[cell] for cell in wanted], score, n_jobs)
                 known |= {(cell, draw): each for cell, each in zip(wanted, scored, strict=True)}
                 n_forward += count
                 n_evaluations += count * max(costs[cell.layer] if costs else 1.0 for cell in wanted)
@@ -320,6 +316,19 @@ def _survivors(ranked: Sequence[Cell], groups: Sequence[tuple[int, ...]]) -> lis
     return [
         Cell(layer, timestep, pooling) for timestep in kept for layer, pooling in pairs[: math.ceil(len(pairs) / 2)]
     ]
+
+
+def _in_parallel(matrices: Sequence[NDArray], score: Callable[[NDArray], _Scored], n_jobs: int | None) -> list[_Scored]:
+    """Score the features of some cells at the same time."""
+    # Temporary files' maps cannot be sent to other processes, threads share them.
+    require = "sharedmem" if any(isinstance(matrix, np.memmap) for matrix in matrices) else None
+    if n_jobs is None and effective_n_jobs(None) == 1:
+        # Threads need no start, and get on beside each other for about half of the time.
+        n_jobs, require = max((pool["num_threads"] for pool in threadpool_info()), default=1), "sharedmem"
+    # Limits and filters here too: what threads restore, each for itself, gets mixed up.
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return Parallel(n_jobs=n_jobs, require=require)(delayed(score)(matrix) for matrix in matrices)
 
 
 @dataclass(frozen=True)

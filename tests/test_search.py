@@ -1,6 +1,8 @@
 import functools
 import inspect
 import logging
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -252,6 +254,27 @@ def test_processes_give_what_one_gives():
     assert one.best == two.best
     for name, scores in one.scores.items():
         assert_array_equal(two.scores[name], scores)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cells_are_scored_by_as_many_threads_as_libraries_use(threads):
+    together = threading.Barrier(threads, timeout=60)
+
+    def criterion(features, labels):
+        together.wait()  # passed by so many at a time only
+        return float(threading.current_thread() is threading.main_thread())
+
+    with threadpool_limits(limits=threads):
+        scores = search_cells(planted(), **SMALL, criterion=criterion).scores["criterion"]
+    assert scores[0, 0, :2].tolist() == [float(threads == 1)] * 2
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were():
+    coinciding = np.repeat(np.eye(2, 8, dtype=np.float32), 30, axis=0)  # two places for three clusters
+    before = list(warnings.filters)
+    with threadpool_limits(limits=2):
+        search_cells(lambda cells, draw, count: dict.fromkeys(cells, coinciding), **SMALL)
+    assert warnings.filters == before
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])
