@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from numpy.testing import assert_allclose
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from skdiec.backbones import PixelBackbone, load_backbone
@@ -89,6 +90,32 @@ def test_folder_of_a_model_alone_has_the_default_schedule(make_unet, model_folde
     assert equal_weights(backbone.network, make_unet())
     expected = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     assert_allclose(backbone.scheduler.alphas_cumprod.numpy(), expected, rtol=1e-5)
+
+
+def test_folder_as_early_diffusers_saved_it(make_unet, tmp_path):
+    """All files side by side, attention under its former names: the layout of google/ddpm-cifar10-32."""
+    unet = make_unet(block_out_channels=(8, 8), down_block_types=("DownBlock2D", "AttnDownBlock2D"))
+    pipeline = cosine_pipeline(unet)
+    pipeline.save_pretrained(tmp_path)
+    for folder in (tmp_path / "unet", tmp_path / "scheduler"):
+        for path in folder.iterdir():
+            path.rename(tmp_path / path.name)
+        folder.rmdir()
+    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(tmp_path / WEIGHTS)
+    for new, old in former.items():
+        weights = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in weights.items()}
+    assert weights.keys() != unet.state_dict().keys()
+    save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
+    backbone = load_backbone(tmp_path)
+    assert equal_weights(backbone.network, unet)
+    assert backbone.num_train_timesteps == 50
+
+
+@pytest.mark.parametrize("config", [{"num_class_embeds": 10}, {"class_embed_type": "timestep"}])
+def test_model_that_wants_classes_is_refused(config, make_unet):
+    with pytest.raises(ValueError, match=r"wants the class of each image .*take an unconditional one"):
+        load_backbone(make_unet(**config))
 
 
 def test_folder_in_half_precision_is_read_as_float32(make_unet, tmp_path):

@@ -73,10 +73,12 @@ def _load_folder(folder: Path) -> PixelBackbone:
     if (folder / "model_index.json").is_file():
         index = _read_json(folder / "model_index.json")
         _check_pipeline(index, str(folder))
-        network = _load_network(str(folder), "unet", folder / "unet")
-        scheduler = _training_scheduler(_read_json(folder / "scheduler" / "scheduler_config.json"))
+        # Early pipelines, such as google/ddpm-cifar10-32, have all files in one folder; diffusers reads both.
+        unet, schedule = (each if each.is_dir() else folder for each in (folder / "unet", folder / "scheduler"))
+        network = _load_network(unet)
+        scheduler = _training_scheduler(_read_json(schedule / "scheduler_config.json"))
     elif (folder / "config.json").is_file():
-        network = _load_network(str(folder), None, folder)
+        network = _load_network(folder)
         scheduler = DDPMScheduler()
     else:
         raise ValueError(
@@ -116,7 +118,7 @@ def _check_pipeline(index: dict[str, Any], name: str) -> None:
         )
 
 
-def _load_network(name: str, subfolder: str | None, folder: Path) -> Any:
+def _load_network(folder: Path) -> Any:
     from diffusers import UNet2DModel
 
     config = _read_json(folder / "config.json")
@@ -128,8 +130,7 @@ def _load_network(name: str, subfolder: str | None, folder: Path) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):  # without accelerate, diffusers draws weights before it reads them
             network, report = UNet2DModel.from_pretrained(
-                name,
-                subfolder=subfolder,
+                str(folder),
                 use_safetensors=True,
                 local_files_only=True,
                 low_cpu_mem_usage=False,  # True needs accelerate, which is not otherwise needed

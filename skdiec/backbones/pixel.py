@@ -55,6 +55,12 @@ class PixelBackbone:
         patch_size: int = 1,
         recipe: dict[str, Any] | None = None,
     ) -> None:
+        if network.class_embedding is not None:
+            raise ValueError(
+                "the backbone wants the class of each image (class_embed_type="
+                f"{network.config.class_embed_type!r}, num_class_embeds={network.config.num_class_embeds!r}), which "
+                "clustering does not know: take an unconditional one"
+            )
         self.network = network
         self.scheduler = scheduler
         sides = _sides(network.config.sample_size)
