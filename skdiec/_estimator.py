@@ -138,14 +138,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Dimensions that PCA reduces features to; also those of the embedding.
 
     n_neighbors : int, default=10
-        Neighbours of each image in the graph that start, training and score use.
+        Neighbours of each image in the graphs that search, start, training and score use.
 
     neighbors_algorithm : {"exact", "nndescent"}, default="exact"
         How they are found (`skdiec.graph.knn_graph`). The time of ``"exact"`` grows with the square of the number of
         images; from some hundred thousand on take ``"nndescent"``, which is approximate and needs ``pynndescent``
-        (``pip install "skdiec[nndescent]"``). The search, on its subset, is exact.
+        (the extra ``nndescent``). The search, on its subset, is exact.
 
-    init : {"graph", "k-means++"} or array-like of shape (n_clusters, n_components), default="graph"
+    init : {"graph", "k-means++"} or array-like of shape (n_clusters, n_components_), default="graph"
         The partition that training starts from. ``"graph"`` is the one with the lowest balanced cut
         (`skdiec.scores.balanced_cut`) of the neighbourhood graph among many spectral and k-means partitions;
         ``"k-means++"`` is the paper's k-means on the features; an array holds centres in the space of the projected
@@ -182,7 +182,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     warmup_epochs : int, default=10
         First epochs, in which the target distribution is the start's partition itself. Departs from the paper, whose
-        k-means start needs none: the graph's partition is not what lies nearest to its means.
+        k-means start needs none: the graph's partition is not what lies nearest to its means. A safeguard: on USPS and
+        MNIST the present head ends at the same accuracy without.
 
     batch_size : int, default=None
         Images per training step. None is a sixteenth of the images, from 128 to 512; with `train_backbone`, where
@@ -195,7 +196,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Step size of Adam for the backbone, with `train_backbone`.
 
     tol : float, default=1e-4
-        Training ends when at most this share of the images changes cluster in an epoch.
+        Training ends when at most this share of the images changes cluster in an epoch after warm-up.
 
     update_interval : int, default=1
         Epochs between updates of the target distribution and the graph's weights.
@@ -205,8 +206,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     backbone_folder : path, default=None
         Where ``backbone="auto"`` saves its diffusers pipeline, resumes a training that was stopped, and finds a
-        finished one, with any seed where `random_state` is None. None keeps it in `memory` where that is set, else
-        only in `backbone_`.
+        finished one, with any seed where `random_state` is None; one that was trained on other images or with other
+        settings is an error. So for cross-validation, whose folds differ, train it beforehand (`skdiec.pretrain`) and
+        pass the folder as `backbone`. None keeps it in `memory` where that is set, else only in `backbone_`.
 
     memory : str or joblib.Memory, default=None
         Cache of pretraining, search, features and start, so that fits that share them, as in a search over the head's
@@ -227,11 +229,13 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Where networks run. None is CUDA where there is one, else the CPU.
 
     n_jobs : int, default=None
-        Processes that score the search's cells, as in scikit-learn; None, outside of a `joblib.parallel_config`, is as
-        many threads as numerical libraries use. Results do not depend on it.
+        Processes that score the search's cells and find neighbours, as in scikit-learn; for cells None, outside of a
+        `joblib.parallel_config`, is as many threads as numerical libraries use. Results do not depend on it.
 
     random_state : int, RandomState or None, default=None
-        Seeds pretraining, noise, subset, start and training. Global random states are not touched.
+        Seeds pretraining, noise, subset, start and training. Global random states are not touched. Results repeat on
+        machines of one kind; pretraining computes in bfloat16 where the hardware does, unless
+        ``pretrain_params={"precision": "fp32"}`` says otherwise.
 
     verbose : bool, default=False
         Log stages, and show the progress of pretraining.
@@ -275,6 +279,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     backbone_ : PixelBackbone
         The diffusion model; ``backbone_.save_pretrained(folder)`` saves a diffusers pipeline.
+
+    n_components_ : int
+        Dimensions of the embedding: `n_components`, or fewer where there are fewer images or features.
 
     image_shape_ : tuple of int
         ``(channels, height, width)`` of the images.
@@ -460,9 +467,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Raises
         ------
         ValueError
-            For input, parameters or a backbone that do not fit, before any training.
+            For input, parameters or a backbone that do not fit, before any training; and for a backbone whose
+            activations, or a criterion whose values, are not finite.
         TypeError
             For input or a backbone of a type that cannot be used.
+        FloatingPointError
+            Where pretraining diverges.
+        ImportError
+            Where `neighbors_algorithm` needs a package that is not installed.
 
         Warns
         -----
@@ -540,7 +552,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         # A trained backbone has other features now.
         self.embedding_ = self._map(source, self._model.embed) if self.train_backbone else self._model.embed(features)
         self.labels_ = self._model.assign(self.embedding_).argmax(axis=1).astype(np.int32)
-        self._n_features_out = self.embedding_.shape[1]
+        self.n_components_ = self._n_features_out = self.embedding_.shape[1]
         self.image_shape_ = source.shape
         self.value_range_ = source.format.value_range
         self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
@@ -663,8 +675,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             raise ValueError("train_backbone=True needs a head to train; got head=None")
         if self.neighbors_algorithm == "nndescent" and importlib.util.find_spec("pynndescent") is None:
             raise ImportError(
-                "neighbors_algorithm='nndescent' needs pynndescent, which is not installed: "
-                'pip install "skdiec[nndescent]"'
+                "neighbors_algorithm='nndescent' needs pynndescent, which is not installed: pip install pynndescent"
             )
         if self.max_search_samples < self.n_clusters:
             raise ValueError(

@@ -155,12 +155,14 @@ def search_cells(
     which gives the Scott score; for other criteria, by the partition with the lowest balanced cut of their
     neighbourhood graph. Scores are averaged over draws.
 
-    ``"halving"`` answers the paper's question whether that can be cheaper (successive halving): all cells are scored
-    on few images and one draw; the best quarter of the timesteps stays, with the better half of the layers and
-    poolings; and so on with four times the images, until one timestep is left, whose cells are scored on all images and
-    draws. A timestep, like a layer and pooling, is as good as its best cell: the best layer hardly changes with the
-    timestep (the paper's weak coupling). Of 16 timesteps or more, the first stage scores one of each two, three, ...
-    neighbours, which stay or go together. Passes end at the deepest layer that is left.
+    ``"halving"`` answers the paper's question whether that can be cheaper (successive halving): all cells are
+    scored on few images and one draw; the best quarter of the timesteps stays, with the better half of the layers
+    and poolings; and so on with up to four times the images, until one timestep is left, whose cells are scored on
+    all images and draws. No stage sees fewer than 40 images for each cluster, so that for many clusters all may see
+    all images: then only draws, timesteps and layers are saved. A timestep, like a layer and pooling, is as good as
+    its best cell: the best layer hardly changes with the timestep (the paper's weak coupling). Of 16 timesteps or
+    more, the first stage scores one of each two, three, ... neighbours, which stay or go together. Passes end at
+    the deepest layer that is left.
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
     are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the

@@ -323,12 +323,12 @@ def train(
     r"""Minimise L = L_Re + alpha L_KL + beta L_graph + gamma L_ent (section 3.3 of DiEC).
 
     Centres start at the mean embedding of each initial cluster. For `warmup_epochs` the target distribution is the
-    initial partition itself: unlike the paper's k-means, a graph's partition is not what lies nearest to its means, and
-    without this step its gain would be lost. From then on the target distribution is computed over all rows every
-    `update_interval` epochs, and with it the weights of the graph's edges: an edge counts as much as the
+    initial partition itself: unlike the paper's k-means, a graph's partition is not what lies nearest to its means,
+    and an earlier head lost its gain without this step. From then on the target distribution is computed over all
+    rows every `update_interval` epochs, and with it the weights of the graph's edges: an edge counts as much as the
     soft assignments of its ends agree, so edges between clusters fade ("adaptive" graph). Training ends after
-    `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The last state is
-    kept whose assignment has a balanced cut (`skdiec.scores.balanced_cut`, with weight gamma) of at most 1.1 times the
+    `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The last state is kept
+    whose assignment has a balanced cut (`skdiec.scores.balanced_cut`, with weight gamma) of at most 1.1 times the
     lowest seen, so that of a collapse nothing stays.
 
     Parameters

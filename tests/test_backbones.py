@@ -93,7 +93,7 @@ def test_folder_of_a_model_alone_has_the_default_schedule(make_unet, model_folde
 
 
 def test_folder_as_early_diffusers_saved_it(make_unet, tmp_path):
-    """All files side by side, attention under its former names: the layout of google/ddpm-cifar10-32."""
+    """All files side by side, attention under its former names: the layout of google/ddpm-cat-256."""
     unet = make_unet(block_out_channels=(8, 8), down_block_types=("DownBlock2D", "AttnDownBlock2D"))
     pipeline = cosine_pipeline(unet)
     pipeline.save_pretrained(tmp_path)

@@ -191,6 +191,7 @@ def test_fitted_attributes(make_model, images, labels):
         assert set(found) == {0, 1, 2}
     assert (model.embedding_.dtype, model.embedding_.shape) == (np.float32, (48, 6))
     assert (model.cluster_centers_.dtype, model.cluster_centers_.shape) == (np.float64, (3, 6))
+    assert model.n_components_ == 6
     assert_array_equal(model.labels_, cdist(model.embedding_, model.cluster_centers_).argmin(axis=1))
     assert isinstance(model.backbone_, PixelBackbone)
     assert (model.image_shape_, model.value_range_, model.n_features_in_) == ((1, 8, 8), (0, 255), 64)
@@ -946,7 +947,7 @@ def test_batches_grow_with_the_data_and_the_step_size_with_them(
 
 def test_nndescent_without_pynndescent_is_told_of_at_once(make_model, images, nothing_begins, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install "skdiec\[nndescent\]"'):
+    with pytest.raises(ImportError, match="not installed: pip install pynndescent"):
         make_model(neighbors_algorithm="nndescent").fit(images)
 
 

@@ -73,7 +73,7 @@ def _load_folder(folder: Path) -> PixelBackbone:
     if (folder / "model_index.json").is_file():
         index = _read_json(folder / "model_index.json")
         _check_pipeline(index, str(folder))
-        # Early pipelines, such as google/ddpm-cifar10-32, have all files in one folder; diffusers reads both.
+        # Early pipelines, such as google/ddpm-cat-256, have all files in one folder; diffusers reads both.
         unet, schedule = (each if each.is_dir() else folder for each in (folder / "unet", folder / "scheduler"))
         network = _load_network(unet)
         scheduler = _training_scheduler(_read_json(schedule / "scheduler_config.json"))
