@@ -182,7 +182,7 @@ def draw_drift() -> None:
         shortest = min(map(len, curves))
         mean = np.mean([curve[:shortest] for curve in curves], axis=0)
         axis.plot(mean, "o-", ms=3, label=f"{NAMES[name]}, {variant}")
-    axis.set(yscale="log", xlabel="epoch", ylabel="denoising loss / before", title="Generative drift")
+    axis.set(xlabel="epoch", ylabel="denoising loss / before", title="Generative drift")
     axis.legend()
     save(figure, "drift")
 

@@ -2,9 +2,9 @@
 
 Each stage is compared with what the forward passes alone cost: the passes that search and features need, at the speed
 of the bare network in the same process. Every fit has a process of its own, and seed 0. A run that was stopped goes on
-where it was.
+where it was. The environment says how many threads there are:
 
-    python benchmarks/fit.py --data FOLDER
+    OMP_NUM_THREADS=2 python benchmarks/fit.py --data FOLDER
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from accuracy import NAMES, STAGES
 from common import (
     BACKBONES,
@@ -34,8 +35,6 @@ _ROUNDS = 10
 
 def fit(name: str, folder: Path | None, count: int) -> dict[str, float]:
     """Fit on some images; return the seconds of each stage and those of the forward passes alone."""
-    import torch
-
     from skdiec import DiffusionEmbeddedClustering
     from skdiec.features import FeatureExtractor
 
@@ -62,17 +61,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=f"folder with the data (default: {FOLDER_VARIABLE}, or download)")
     parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
     arguments = parser.parse_args()
-    results = results_of()
+    results, threads = results_of(), torch.get_num_threads()
     for name in () if arguments.table else arguments.datasets:
         for count in SIZES[name]:
-            if not results.find(dataset=name, images=count):
+            if not results.find(dataset=name, images=count, threads=threads):
                 row, _, peak = in_new_process(fit, name, arguments.data, count)
-                results.add(dataset=name, images=count, **row, peak_gb=peak, machine=machine())
+                results.add(dataset=name, images=count, threads=threads, **row, peak_gb=peak, machine=machine())
     write_table("fit", table(results))
 
 
 def results_of() -> Results:
-    return Results("fit", ("dataset", "images"), (*STAGES, "passes", "forward", "peak_gb", "machine"))
+    return Results("fit", ("dataset", "images", "threads"), (*STAGES, "passes", "forward", "peak_gb", "machine"))
 
 
 def total(row: dict[str, str]) -> float:
@@ -81,22 +80,23 @@ def total(row: dict[str, str]) -> float:
 
 def table(results: Results) -> list[str]:
     stages = STAGES[1:]
-    header = ("data", "images", *(f"{stage} s" for stage in stages), "fit s", "forward passes s", "ratio", "peak GB")
+    columns = [f"{stage} s" for stage in stages]
+    header = ("data", "images", "threads", *columns, "fit s", "forward passes s", "ratio", "peak GB")
     lines = []
     for row in results.rows:
         seconds = [f"{float(row[stage]):.0f}" for stage in stages]
         ratio = f"{total(row) / float(row['forward']):.1f}"
         whole = [f"{total(row):.0f}", f"{float(row['forward']):.0f}", ratio, f"{float(row['peak_gb']):.1f}"]
-        lines.append((NAMES[row["dataset"]], f"{int(row['images']):,}", *seconds, *whole))
+        lines.append((NAMES[row["dataset"]], f"{int(row['images']):,}", row["threads"], *seconds, *whole))
     growth = []
-    for name in SIZES:
-        rows = sorted(results.find(dataset=name), key=lambda row: int(row["images"]))
+    for name, threads in dict.fromkeys((row["dataset"], row["threads"]) for row in results.rows):
+        rows = sorted(results.find(dataset=name, threads=threads), key=lambda row: int(row["images"]))
         if len(rows) > 1:
             first, last = rows[0], rows[-1]
             exponent = np.log(total(last) / total(first)) / np.log(int(last["images"]) / int(first["images"]))
             growth.append(
-                f"{NAMES[name]}: from {int(first['images']):,} to {int(last['images']):,} images, time grows as their "
-                f"number to the power of {exponent:.2f}."
+                f"{NAMES[name]}, threads {threads}: from {int(first['images']):,} to {int(last['images']):,} images, "
+                f"time grows as their number to the power of {exponent:.2f}."
             )
     return [
         *markdown_table(header, lines),
