@@ -111,6 +111,7 @@ def machine() -> str:
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = names[0] if names else name
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    name = f"{name}, {torch.backends.cpu.get_cpu_capability()}"
     return f"{name} ({torch.get_num_threads()} threads of {os.cpu_count()}; {device}; torch {torch.__version__})"
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -29,7 +30,14 @@ from sklearn.utils.validation import check_is_fitted, check_memory, validate_dat
 
 from skdiec._version import __version__
 from skdiec.activations import Cell
-from skdiec.backbones import PixelBackbone, default_device, load_backbone, pretrain, untrained_backbone
+from skdiec.backbones import (
+    PixelBackbone,
+    default_device,
+    is_emulated,
+    load_backbone,
+    pretrain,
+    untrained_backbone,
+)
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
@@ -222,8 +230,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
         Number format of forward passes outside of training (autocast where it is not fp32). ``"bf16"`` is faster on
-        processors and GPUs that compute with it, and changes features by up to 2 % of their variation. On a GPU,
-        ``"fp32"`` rules out its shortened kind (TF32).
+        processors and GPUs that compute with it (1.5 times as fast) and many times slower on others, where a warning
+        says so; it changes features by up to 2 % of their variation. On a GPU, ``"fp32"`` rules out its shortened kind
+        (TF32).
 
     device : str, default=None
         Where networks run. None is CUDA where there is one, else the CPU.
@@ -479,7 +488,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Warns
         -----
         UserWarning
-            Where clusters collapse, or the denoising loss rises while the backbone trains.
+            Where clusters collapse, the denoising loss rises while the backbone trains, or `precision` is one that
+            the device computes with slowly.
         """
         with _logging(self.verbose):
             return self._fit(X)
@@ -487,6 +497,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     def _fit(self, X: Any) -> DiffusionEmbeddedClustering:
         self._check_parameters()
         device = default_device(self.device)
+        if is_emulated(self.precision, device):
+            warnings.warn(
+                f"precision={self.precision!r} is many times slower than 'fp32' on this {device.type}, which has no "
+                "instructions for it",
+                stacklevel=3,
+            )
         memory = check_memory(self.memory)
         seeds = _Seeds.draw(self.random_state)
         # Loaded when first needed: wrong input is told of before a download.

@@ -905,6 +905,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
 @pytest.mark.parametrize("name", WIRING)
 def test_parameter_arrives(name, make_model, make_unet, images, calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)  # no warning of a slow precision
     make_unet(sample_size=8).save_pretrained("denoiser")
     value, destinations, others = WIRING[name]
     model = make_model(**{"backbone": "denoiser", **others, name: value}).fit(images)
@@ -940,6 +941,13 @@ def test_batches_grow_with_the_data_and_the_step_size_with_them(
     config = caught.value.value
     assert config.batch_size == batch_size
     assert config.learning_rate == pytest.approx(learning_rate)
+
+
+def test_precision_without_instructions_is_warned_of(make_model, images, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    with pytest.warns(UserWarning, match="precision='bf16' is many times slower than 'fp32' on this cpu") as caught:
+        make_model(precision="bf16", head=None).fit(images)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 # Wrong moves

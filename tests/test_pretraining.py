@@ -379,6 +379,28 @@ def test_native_bfloat16_is_asked_of_the_hardware(monkeypatch):
     assert not pretraining._has_native_bf16(torch.device("meta"))
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "emulated"),
+    [
+        ({}, []),
+        ({"avx512_bf16": False, "avx512_fp16": False}, ["bf16", "fp16"]),
+        ({"avx512_bf16": True, "avx512_fp16": False}, ["fp16"]),
+        ({"avx512_bf16": False, "amx_bf16": True, "avx512_fp16": False, "amx_fp16": True}, []),
+    ],
+)
+def test_precision_is_emulated_where_a_processor_is_known_to_lack_it(capabilities, emulated, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    device = torch.device("cpu")
+    assert [each for each in ("fp32", "bf16", "fp16") if pretraining.is_emulated(each, device)] == emulated
+
+
+@pytest.mark.parametrize(("capability", "emulated"), [((7, 5), ["bf16"]), ((8, 0), [])])
+def test_precision_is_emulated_by_older_gpus(capability, emulated, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda")
+    assert [each for each in ("fp32", "bf16", "fp16") if pretraining.is_emulated(each, device)] == emulated
+
+
 def test_device_is_cuda_where_there_is_one_unless_told_otherwise(monkeypatch):
     for available, expected in [(False, "cpu"), (True, "cuda")]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
-from skdiec.backbones.pretraining import default_device, pretrain, untrained_backbone
+from skdiec.backbones.pretraining import default_device, is_emulated, pretrain, untrained_backbone
 
-__all__ = ["PixelBackbone", "default_device", "load_backbone", "pretrain", "untrained_backbone"]
+__all__ = ["PixelBackbone", "default_device", "is_emulated", "load_backbone", "pretrain", "untrained_backbone"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})

@@ -340,6 +340,26 @@ def _has_native_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Return whether a device is known to have no instructions for a number format, which makes it many times slower.
+
+    Parameters
+    ----------
+    precision : {"fp32", "bf16", "fp16"}
+    device : torch.device
+
+    Returns
+    -------
+    bool
+        False where nothing is known.
+    """
+    if device.type == "cuda":
+        return precision == "bf16" and not _has_native_bf16(device)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    without = capabilities.get(f"avx512_{precision}") is False and not capabilities.get(f"amx_{precision}")
+    return device.type == "cpu" and without
+
+
 def _json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
