@@ -218,7 +218,7 @@ def test_callable_gets_reduced_features_and_the_partition():
         seen.append((features, labels))
         return float(features[0, 0])
 
-    result = search_cells(planted(Cell("flat", 10, 2)), **{**GRID, "n_components": 2}, criterion=criterion)
+    result = search_cells(planted(Cell("flat", 10, 2)), **{**GRID, "n_components": 2}, criterion=criterion, n_jobs=1)
     assert [features.shape for features, _ in seen] == [(60, d) for d in (2, 8, 8, 3, 8, 4)] * 4
     assert adjusted_rand_score(seen[4][1], CLASSES) == adjusted_rand_score(seen[10][1], CLASSES) == 1
     # Averaged over draws: cells are scored in turn, for the two draws of a timestep one after the other.
