@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from common import (
     BACKBONES,
+    CACHE,
     SEEDS,
-    WORK,
     Results,
     add_run_options,
     agreement,
@@ -118,7 +118,7 @@ CLUSTPY = ("ClustPy DEC", "ClustPy IDEC")
 
 def autoencoder_of(name: str, folder: Path | None, seed: int) -> tuple[Path, float]:
     """Return the weights of a data set's and seed's autoencoder, kept from the first call on, and what they cost."""
-    where = WORK / f"autoencoder_{name}_{seed}.pt"
+    where = CACHE / f"autoencoder_{name}_{seed}.pt"
     cost = where.with_suffix(".json")
     if not cost.exists():
         _, seconds, _ = in_new_process(clustpy_autoencoder, name, folder, seed, where)

@@ -21,7 +21,7 @@ from skdiec.metrics import clustering_report
 HERE = Path(__file__).parent
 BACKBONES = HERE / "backbones"
 RESULTS = HERE / "results"
-WORK = HERE / "work"
+CACHE = HERE / "cache"
 """What a stopped run goes on from, and nobody else needs."""
 
 SEEDS = 5
@@ -93,6 +93,29 @@ def _measured(function: Callable, arguments: tuple) -> tuple[Any, float, float]:
     result = function(*arguments)
     seconds = time.perf_counter() - started
     return result, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def bare_pass(backbone: Any, layer: str, timestep: int, batch_size: int) -> Callable[[], None]:
+    """Return what sends a batch through the network up to a layer, and does nothing else."""
+    import torch
+
+    from skdiec.activations import capture
+
+    batch = torch.zeros((batch_size, *backbone.input_shape))
+    timesteps = torch.full((batch_size,), timestep)
+
+    def run() -> None:
+        with torch.inference_mode():
+            capture(backbone.network, lambda: backbone.predict(batch, timesteps), [layer], lambda *_: None)
+
+    return run
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return the wall time of a call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def agreement(y: np.ndarray, labels: np.ndarray) -> dict[str, float]:

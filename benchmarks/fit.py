@@ -10,7 +10,6 @@ run that was stopped goes on where it was. The environment says how many threads
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,11 @@ from accuracy import NAMES, STAGES
 from common import (
     BACKBONES,
     Results,
+    bare_pass,
     in_new_process,
     machine,
     markdown_table,
+    seconds,
     sources,
     write_table,
 )
@@ -36,24 +37,16 @@ _ROUNDS = 10
 def fit(name: str, folder: Path | None, count: int) -> dict[str, float]:
     """Fit on some images; return the seconds of each stage and those of the forward passes alone."""
     from skdiec import DiffusionEmbeddedClustering
-    from skdiec.activations import capture
 
     images = load_dataset(name, folder).images
     rows = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
     model = DiffusionEmbeddedClustering(10, backbone=BACKBONES / name, random_state=0).fit(images[rows])
     backbone = model.backbone_
-    batch = torch.zeros((_BATCH, *backbone.input_shape))
-    timesteps = torch.full((_BATCH,), model.timestep_)
 
     def bare(layer: str) -> float:
         """Return the seconds of an image's pass up to a layer, the best of several."""
-        rounds = []
-        with torch.inference_mode():
-            for _ in range(_ROUNDS):
-                started = time.perf_counter()
-                capture(backbone.network, lambda: backbone.predict(batch, timesteps), [layer], lambda *_: None)
-                rounds.append(time.perf_counter() - started)
-        return min(rounds) / _BATCH
+        run = bare_pass(backbone, layer, model.timestep_, _BATCH)
+        return min(seconds(run) for _ in range(_ROUNDS)) / _BATCH
 
     searched, extracted = model.search_result_.n_forward, count * model.n_draws
     forward = searched * bare(model.layers_[-1]) + extracted * bare(model.layer_)
@@ -89,10 +82,10 @@ def table(results: Results) -> list[str]:
     header = ("data", "images", "threads", *columns, "fit s", "forward passes s", "ratio", "peak GB")
     lines = []
     for row in results.rows:
-        seconds = [f"{float(row[stage]):.0f}" for stage in stages]
+        spent = [f"{float(row[stage]):.0f}" for stage in stages]
         ratio = f"{total(row) / float(row['forward']):.1f}"
         whole = [f"{total(row):.0f}", f"{float(row['forward']):.0f}", ratio, f"{float(row['peak_gb']):.1f}"]
-        lines.append((NAMES[row["dataset"]], f"{int(row['images']):,}", row["threads"], *seconds, *whole))
+        lines.append((NAMES[row["dataset"]], f"{int(row['images']):,}", row["threads"], *spent, *whole))
     growth = []
     for name, threads in dict.fromkeys((row["dataset"], row["threads"]) for row in results.rows):
         rows = sorted(results.find(dataset=name, threads=threads), key=lambda row: int(row["images"]))

@@ -1,6 +1,6 @@
 """Measure what pretraining costs and brings: accuracy against seconds, and what makes it cheaper.
 
-Each row trains a backbone from nothing, kept in `benchmarks/work/`, and clusters with it; pretraining and clustering
+Each row trains a backbone from nothing, kept in `benchmarks/cache/`, and clusters with it; pretraining and clustering
 take one random state. The rows of the price curve take the defaults of `pretrain` but for the epochs. A run that was
 stopped goes on where it was.
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from accuracy import NAMES
 from common import (
-    WORK,
+    CACHE,
     Results,
     add_run_options,
     agreement,
@@ -81,7 +81,7 @@ def main() -> None:
                 key = {"dataset": name, "recipe": recipe, "epochs": settings["epochs"], "seed": seed}
                 if results.find(**key):
                     continue
-                where = WORK / "_".join(["backbone", name, *recipe.split(), str(settings["epochs"]), str(seed)])
+                where = CACHE / "_".join(["backbone", name, *recipe.split(), str(settings["epochs"]), str(seed)])
                 row, _, _ = in_new_process(train_and_fit, name, arguments.data, seed, settings, where)
                 start = agreement(y, row.pop("initial"))["acc"]
                 results.add(**key, **agreement(y, row.pop("labels")), start_acc=start, **row, machine=machine())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-from common import Results, in_new_process, machine, markdown_table, sources, write_table
+from common import Results, bare_pass, in_new_process, machine, markdown_table, seconds, sources, write_table
 
 COUNTS = (10_000, 100_000, 1_000_000)
 METHODS = ("predict", "transform")
@@ -53,36 +53,22 @@ def fit(path: Path, folder: Path) -> None:
 
 def run(method: str, path: Path, folder: Path, count: int) -> tuple[float, float, int]:
     """Return the seconds of a call, those of the bare truncated pass for as many images, and the output's bytes."""
-    import torch
-
-    from skdiec.activations import capture
     from skdiec.features import suited_batch_size
 
     model = joblib.load(folder / "model.joblib")
     backbone, batch_size = model.backbone_, suited_batch_size(model.backbone_)
     images = np.load(path, mmap_mode="r")[:count]
-    batch = torch.zeros((batch_size, *backbone.input_shape))
-    timesteps = torch.full((batch_size,), model.timestep_)
-    passes = _BLOCK // batch_size
+    run, passes = bare_pass(backbone, model.layer_, model.timestep_, batch_size), _BLOCK // batch_size
 
     def bare() -> float:
-        started = time.perf_counter()
-        with torch.inference_mode():
-            for _ in range(passes):
-                capture(
-                    backbone.network,
-                    lambda: backbone.predict(batch, timesteps),
-                    [model.layer_],
-                    lambda name, activation: None,
-                )
-        return (time.perf_counter() - started) * count / (passes * batch_size)
+        return sum(seconds(run) for _ in range(passes)) * count / (passes * batch_size)
 
     # The best of several, before and after: the machine's other work falls on all alike.
     before = [bare() for _ in range(_ROUNDS)]
     started = time.perf_counter()
     output = getattr(model, method)(images)
-    seconds = time.perf_counter() - started
-    return seconds, min(*before, *(bare() for _ in range(_ROUNDS))), output.nbytes
+    spent = time.perf_counter() - started
+    return spent, min(*before, *(bare() for _ in range(_ROUNDS))), output.nbytes
 
 
 def main() -> None:
@@ -97,8 +83,8 @@ def main() -> None:
             write_images(path, max(count for _, count in missing))
             in_new_process(fit, path, Path(folder))
             for method, count in missing:
-                (seconds, bare, size), _, peak = in_new_process(run, method, path, Path(folder), count)
-                values = {"seconds": seconds, "bare_seconds": bare, "output_gb": size / 2**30, "peak_gb": peak}
+                (spent, bare, size), _, peak = in_new_process(run, method, path, Path(folder), count)
+                values = {"seconds": spent, "bare_seconds": bare, "output_gb": size / 2**30, "peak_gb": peak}
                 results.add(method=method, images=count, machine=machine(), **values)
     write_table("scale", table(results))
 
@@ -111,10 +97,10 @@ def table(results: Results) -> list[str]:
     header = ("method", "images", "images/s", "of the bare pass", "peak GB", "of which output")
     rows = []
     for row in results.rows:
-        count, seconds = int(row["images"]), float(row["seconds"])
-        share = float(row["bare_seconds"]) / seconds
+        count, spent = int(row["images"]), float(row["seconds"])
+        share = float(row["bare_seconds"]) / spent
         memory = [f"{float(row[column]):.2f}" for column in ("peak_gb", "output_gb")]
-        rows.append((row["method"], f"{count:,}", f"{count / seconds:,.0f}", f"{share:.0%}", *memory))
+        rows.append((row["method"], f"{count:,}", f"{count / spent:,.0f}", f"{share:.0%}", *memory))
     return [
         *markdown_table(header, rows),
         "",

@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-import time
-from collections.abc import Callable
 
 import numpy as np
-import torch
-from common import BACKBONES, add_data_options, machine, write_table
+from common import BACKBONES, add_data_options, bare_pass, machine, seconds, write_table
 
 from skdiec import DiffusionEmbeddedClustering
-from skdiec.activations import Cell, capture
+from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone
 from skdiec.datasets import load_dataset
 from skdiec.features import FeatureExtractor, suited_batch_size
@@ -43,13 +40,11 @@ def extraction(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
     cell = Cell("mid_block", 50, 4)
     source = as_image_source(images[:N_IMAGES])
     extractor = FeatureExtractor(backbone, n_draws=1, batch_size=BATCH_SIZE)
-    batch = backbone.prepare(torch.from_numpy(source.read(slice(0, BATCH_SIZE))))
-    timesteps = torch.full((BATCH_SIZE,), cell.timestep)
+    run = bare_pass(backbone, cell.layer, cell.timestep, BATCH_SIZE)
 
     def bare() -> None:
-        with torch.inference_mode():
-            for _ in range(N_IMAGES // BATCH_SIZE):
-                capture(backbone.network, lambda: backbone.predict(batch, timesteps), [cell.layer], discard)
+        for _ in range(N_IMAGES // BATCH_SIZE):
+            run()
 
     def ours() -> None:
         extractor.extract(source, [cell])
@@ -76,13 +71,12 @@ def prediction(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
     """Compare `predict` with the bare, truncated forward passes that it needs."""
     settings = {"layer": "mid_block", "timestep": 50, "pooling": 4, "max_epochs": 1, "random_state": 0}
     model = DiffusionEmbeddedClustering(10, backbone=backbone, **settings).fit(images[:N_IMAGES])
-    batch = torch.zeros((suited_batch_size(backbone), *backbone.input_shape))
-    timesteps = torch.full((len(batch),), model.timestep_)
+    batch_size = suited_batch_size(backbone)
+    run = bare_pass(backbone, model.layer_, model.timestep_, batch_size)
 
     def bare() -> None:
-        with torch.inference_mode():
-            for _ in range(model.n_draws * N_IMAGES // len(batch)):
-                capture(backbone.network, lambda: backbone.predict(batch, timesteps), [model.layer_], discard)
+        for _ in range(model.n_draws * N_IMAGES // batch_size):
+            run()
 
     def ours() -> None:
         model.predict(images[:N_IMAGES])
@@ -112,16 +106,6 @@ def head(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
         f"- fitted twice: identical labels {bool((once.labels_ == again.labels_).all())}; without cache, with n_jobs=2 "
         f"and batches of 200: identical labels {bool((once.labels_ == other.labels_).all())}",
     ]
-
-
-def discard(name: str, activation: torch.Tensor) -> None:
-    return
-
-
-def seconds(function: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

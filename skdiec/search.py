@@ -325,7 +325,7 @@ def _in_parallel(matrices: Sequence[NDArray], score: Callable[[NDArray], _Scored
     # Temporary files' maps cannot be sent to other processes, threads share them.
     require = "sharedmem" if any(isinstance(matrix, np.memmap) for matrix in matrices) else None
     if n_jobs is None and effective_n_jobs(None) == 1:
-        # Threads need no start, and get on beside each other for about half of the time.
+        # Threads need no time to start; two of them score 1.5 times as many cells as one.
         n_jobs, require = max((pool["num_threads"] for pool in threadpool_info()), default=1), "sharedmem"
     # Limits and filters here too: what threads restore, each for itself, gets mixed up.
     with threadpool_limits(limits=1), warnings.catch_warnings():

@@ -333,11 +333,17 @@ def default_device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def _has_native_bf16(device: torch.device) -> bool:
+def _computes_in(precision: str, device: torch.device) -> bool | None:
+    """Return whether a device has instructions for a number format, None where nothing is known."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        return precision != "bf16" or torch.cuda.get_device_capability(device)[0] >= 8
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    found = [capabilities[name] for name in (f"avx512_{precision}", f"amx_{precision}") if name in capabilities]
+    return any(found) if found else None
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    return _computes_in("bf16", device) is True
 
 
 def is_emulated(precision: str, device: torch.device) -> bool:
@@ -353,11 +359,7 @@ def is_emulated(precision: str, device: torch.device) -> bool:
     bool
         False where nothing is known.
     """
-    if device.type == "cuda":
-        return precision == "bf16" and not _has_native_bf16(device)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    without = capabilities.get(f"avx512_{precision}") is False and not capabilities.get(f"amx_{precision}")
-    return device.type == "cpu" and without
+    return _computes_in(precision, device) is False
 
 
 def _json(value: Any) -> Any:
