@@ -66,7 +66,7 @@ _SHIFT_FROM_SIDE = 16
 """Sides from which images are moved by default: in smaller ones, a pixel is too much of what they show."""
 
 _SEARCH_COMPONENTS = 32
-_SEARCH_INIT = 3
+_SEARCH_INIT = 2
 
 _SPREAD = 4.0
 """Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
@@ -375,7 +375,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         layer: str | Sequence[str] | None = None,
         timestep: int | Sequence[int] | None = None,
         pooling: int | Sequence[int] | None = None,
-        search: str = "grid",
+        search: str = "halving",
         criterion: str | Callable[[NDArray, NDArray], float] = "consensus",
         max_search_samples: int = 2000,
         search_draws: int = 1,
@@ -394,8 +394,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         denoising_weight: float = 1.0,
         nu: float = 1.0,
         hidden_size: int = 512,
-        max_epochs: int = 60,
-        warmup_epochs: int = 10,
+        max_epochs: int = 20,
+        warmup_epochs: int = 5,
         batch_size: int | None = None,
         learning_rate: float | None = None,
         backbone_learning_rate: float = 1e-4,
@@ -793,7 +793,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             memory = joblib.Memory(None)
         return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
             key,
-            lambda cells, draw, count: extractor.extract(source, cells, rows=np.sort(order[:count]), draw=draw),
+            lambda cells, draw, count: extractor.extract(source, cells, rows=order[:count], draw=draw),
             n_jobs=self.n_jobs,
             strategy=self.search,
             n_images=size,
@@ -843,7 +843,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             max_epochs=0 if self.head is None else self.max_epochs,
             warmup_epochs=self.warmup_epochs,
             batch_size=batch_size,
-            learning_rate=1e-3 * batch_size / 128 if self.learning_rate is None else self.learning_rate,
+            learning_rate=3e-3 * batch_size / 128 if self.learning_rate is None else self.learning_rate,
             backbone_learning_rate=self.backbone_learning_rate,
             tol=self.tol,
             update_interval=self.update_interval,

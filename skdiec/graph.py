@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ class Partition:
     cut : float
         Value of the objective, lower is better.
     source : str
-        ``"spectral"`` or ``"k-means"``.
+        ``"spectral"``, ``"k-means"`` or ``"given"``.
     """
 
     labels: NDArray[np.int32]
@@ -152,12 +152,14 @@ def _lanczos(normalized: sparse.csr_array, degree: NDArray, n_vectors: int, seed
 
 
 def best_partition(
-    X: ArrayLike,
+    X: ArrayLike | None,
     graph: sparse.csr_array,
     n_clusters: int,
     cut: Callable[[sparse.csr_array, NDArray[np.int32]], float],
     *,
     n_init: int = 10,
+    given: Sequence[NDArray[np.integer]] = (),
+    warm_start: NDArray[np.integer] | None = None,
     seed: int = 0,
 ) -> Partition:
     """Find the partition with the lowest cut among many spectral and k-means partitions.
@@ -168,8 +170,8 @@ def best_partition(
 
     Parameters
     ----------
-    X : array-like of shape (n, d)
-        Features.
+    X : array-like of shape (n, d) or None
+        Features; None leaves k-means on them out.
     graph : sparse array of shape (n, n)
         Their neighbourhood graph.
     n_clusters : int
@@ -178,6 +180,11 @@ def best_partition(
         ``cut(graph, labels)``, lower is better, such as the normalised cut.
     n_init : int, default=10
         Starts of k-means in each space.
+    given : sequence of integer arrays of shape (n,), default=()
+        Further candidates.
+    warm_start : integer array of shape (m,), default=None
+        A partition of the first m rows, found before. On the eigenvectors, k-means starts once from its means and once
+        at random, in place of `n_init` times.
     seed : int, default=0
 
     Returns
@@ -185,7 +192,7 @@ def best_partition(
     Partition
     """
     best: Partition | None = None
-    for source, labels in _candidates(np.asarray(X), graph, n_clusters, n_init, seed):
+    for source, labels in _candidates(X, graph, n_clusters, n_init, given, warm_start, seed):
         value = cut(graph, labels)
         if best is None or value < best.cut:
             best = Partition(labels, value, source)
@@ -194,23 +201,44 @@ def best_partition(
     return best
 
 
-def kmeans_labels(X: NDArray, n_clusters: int, *, n_init: int = 1, seed: int = 0) -> NDArray[np.int32]:
-    """Cluster by k-means++; rows that coincide may leave clusters empty, without a warning."""
+def kmeans_labels(
+    X: NDArray, n_clusters: int, *, n_init: int = 1, warm_start: NDArray[np.integer] | None = None, seed: int = 0
+) -> NDArray[np.int32]:
+    """Cluster by k-means++, or from the means of a partition of the first rows, unless a cluster of it is empty.
+
+    Rows that coincide may leave clusters empty, without a warning.
+    """
+    init: str | NDArray = "k-means++"
+    if warm_start is not None:
+        sizes = np.bincount(warm_start, minlength=n_clusters)
+        if sizes.all():
+            members = np.eye(n_clusters, dtype=X.dtype)[warm_start]
+            init, n_init = members.T @ X[: len(warm_start)] / sizes[:, None].astype(X.dtype), 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return KMeans(n_clusters, n_init=n_init, random_state=seed).fit(X).labels_
+        return KMeans(n_clusters, init=init, n_init=n_init, random_state=seed).fit(X).labels_
 
 
 def _candidates(
-    X: NDArray, graph: sparse.csr_array, n_clusters: int, n_init: int, seed: int
+    X: ArrayLike | None,
+    graph: sparse.csr_array,
+    n_clusters: int,
+    n_init: int,
+    given: Sequence[NDArray[np.integer]],
+    warm_start: NDArray[np.integer] | None,
+    seed: int,
 ) -> Iterator[tuple[str, NDArray[np.int32]]]:
-    for start in range(n_init):
-        yield "k-means", kmeans_labels(X, n_clusters, seed=seed + start)
+    for labels in given:
+        yield "given", np.asarray(labels, dtype=np.int32)
+    for start in range(0 if X is None else n_init):
+        yield "k-means", kmeans_labels(np.asarray(X), n_clusters, seed=seed + start)
     if n_clusters < 2 or graph.shape[0] <= n_clusters:
         return
     vectors = spectral_embedding(graph, n_clusters + max(2, round(0.6 * n_clusters)), seed=seed)
     for width in sorted({n_clusters, (n_clusters + vectors.shape[1]) // 2, vectors.shape[1]}):
         rows = vectors[:, :width]
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        for start in range(n_init):
+        if warm_start is not None:
+            yield "spectral", kmeans_labels(rows, n_clusters, warm_start=warm_start, seed=seed)
+        for start in range(n_init if warm_start is None else 1):
             yield "spectral", kmeans_labels(rows, n_clusters, seed=seed + start)

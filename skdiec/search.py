@@ -36,6 +36,12 @@ HALVING_FACTOR = 4
 IMAGES_PER_CLUSTER = 40
 """On fewer images for each cluster than this, nothing is dropped: few images prefer late timesteps."""
 
+N_PROBES = 2
+"""Timesteps at which the halving compares layers and poolings before it turns to the others."""
+
+EXACT_WIDTH = 256
+"""Features with more columns are reduced by a randomised PCA."""
+
 FIRST_TIMESTEPS = 8
 """The first stage of the halving scores at least so many timesteps; of more than twice as many not all."""
 
@@ -155,14 +161,17 @@ def search_cells(
     which gives the Scott score; for other criteria, by the partition with the lowest balanced cut of their
     neighbourhood graph. Scores are averaged over draws.
 
-    ``"halving"`` answers the paper's question whether that can be cheaper (successive halving): all cells are
-    scored on few images and one draw; the best quarter of the timesteps stays, with the better half of the layers
-    and poolings; and so on with up to four times the images, until one timestep is left, whose cells are scored on
-    all images and draws. No stage sees fewer than 40 images for each cluster, so that for many clusters all may see
-    all images: then only draws, timesteps and layers are saved. A timestep, like a layer and pooling, is as good as
-    its best cell: the best layer hardly changes with the timestep (the paper's weak coupling). Of 16 timesteps or
-    more, the first stage scores one of each two, three, ... neighbours, which stay or go together. Passes end at
-    the deepest layer that is left.
+    ``"halving"`` answers the paper's question whether that can be cheaper. The best layer hardly changes with the
+    timestep (the paper's weak coupling), so layers and poolings come first: they are scored at two timesteps, on few
+    images and one draw, and the better half stays. Then the timesteps, by successive halving: all of them are scored on
+    as many images; the best quarter stays, again with the better half of layers and poolings; and so on with up to four
+    times the images, until one timestep is left, whose cells are scored on all images and draws. No stage sees fewer
+    than 40 images for each cluster, so that for many clusters all may see all images: then only draws, timesteps and
+    layers are saved. A timestep, like a layer and pooling, is as good as its best cell. Of 16 timesteps or more, one of
+    each two, three, ... neighbours is scored first, which stay or go together. Passes end at the deepest layer that is
+    left.
+
+    The partition of a cell that was scored before, on fewer images or with another draw, is where k-means starts from.
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
     are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the
@@ -172,8 +181,8 @@ def search_cells(
     Parameters
     ----------
     extract : callable
-        ``extract(cells, draw, n)`` returns the features of n images of the subset for cells of one timestep and one
-        noise draw, as a mapping of cells to (n, d) matrices.
+        ``extract(cells, draw, n)`` returns the features of the first n images of the subset for cells of one timestep
+        and one noise draw, as a mapping of cells to (n, d) matrices.
     strategy : {"grid", "halving"}, default="grid"
     n_images : int
         Size of the subset.
@@ -232,12 +241,18 @@ def search_cells(
     }
     groups: list[tuple[int, ...]] = [(timestep,) for timestep in timesteps]
     plan = [(n_images, n_draws)]
+    probes = [timestep for timestep, *_ in groups]
     if strategy == "halving":
         groups = _neighbours(timesteps)
         plan = _halving_plan(n_images, n_draws, groups, IMAGES_PER_CLUSTER * n_clusters)
+        probes = [timestep for timestep, *_ in groups]
+        if len(pairs) > 1 and len(probes) > N_PROBES:
+            plan = [plan[0], *plan]
+            probes = [probes[round(place * (len(probes) - 1) / (N_PROBES + 1))] for place in range(1, N_PROBES + 1)]
     stages: list[SearchStage] = []
-    cells = [cell for cell in position if cell.timestep in {group[0] for group in groups}]
+    cells = [cell for cell in position if cell.timestep in probes]
     known: dict[tuple[Cell, int], _Scored] = {}
+    latest: dict[Cell, _Scored] = {}
     for count, draws in plan:
         started = time.monotonic()
         scores = {name: np.full((len(names), len(timesteps), len(poolings)), np.nan) for name in ("scott", key)}
@@ -250,8 +265,9 @@ def search_cells(
                 if (wanted[0], draw) in known:
                     continue
                 features = extract(wanted, draw, count)
-                scored = _in_parallel([features[cell] for cell in wanted], score, n_jobs)
-                known |= {(cell, draw): each for cell, each in zip(wanted, scored, strict=True)}
+                scored = _in_parallel([(features[cell], latest.get(cell)) for cell in wanted], score, n_jobs)
+                latest |= dict(zip(wanted, scored, strict=True))
+                known |= {(cell, draw): latest[cell] for cell in wanted}
                 n_forward += count
                 n_evaluations += count * max(costs[cell.layer] if costs else 1.0 for cell in wanted)
             for cell in wanted:
@@ -272,8 +288,13 @@ def search_cells(
             (cell for cell in cells if np.isfinite(scores[key][position[cell]])),
             key=lambda cell: -scores[key][position[cell]],
         )
-        cells = _survivors(ranked, groups)
-        groups = [(timestep,) for timestep in timesteps]
+        if len(stages) == 1 and len(probes) < len(groups):
+            cells = [
+                Cell(layer, timestep, pooling) for timestep, *_ in groups for layer, pooling in _better_half(ranked)
+            ]
+        else:
+            cells = _survivors(ranked, groups)
+            groups = [(timestep,) for timestep in timesteps]
     return SearchResult(
         best=ranked[0],
         layers=tuple(layers),
@@ -313,31 +334,41 @@ def _survivors(ranked: Sequence[Cell], groups: Sequence[tuple[int, ...]]) -> lis
     """
     best = list(dict.fromkeys(cell.timestep for cell in ranked))
     best = best[: _quarter(len(best))]
-    pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked if cell.timestep in best))
+    pairs = _better_half([cell for cell in ranked if cell.timestep in best])
     kept = sorted(timestep for group in groups if group[0] in best for timestep in group)
-    return [
-        Cell(layer, timestep, pooling) for timestep in kept for layer, pooling in pairs[: math.ceil(len(pairs) / 2)]
-    ]
+    return [Cell(layer, timestep, pooling) for timestep in kept for layer, pooling in pairs]
 
 
-def _in_parallel(matrices: Sequence[NDArray], score: Callable[[NDArray], _Scored], n_jobs: int | None) -> list[_Scored]:
-    """Score the features of some cells at the same time."""
+def _better_half(ranked: Sequence[Cell]) -> list[tuple[str, int]]:
+    """Return the better half of the layers and poolings of some cells, which come with the best first."""
+    pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked))
+    return pairs[: math.ceil(len(pairs) / 2)]
+
+
+def _in_parallel(
+    arguments: Sequence[tuple[NDArray, _Scored | None]], score: Callable[..., _Scored], n_jobs: int | None
+) -> list[_Scored]:
+    """Score the features of some cells, with what was found in them before, at the same time."""
     # Temporary files' maps cannot be sent to other processes, threads share them.
-    require = "sharedmem" if any(isinstance(matrix, np.memmap) for matrix in matrices) else None
+    require = "sharedmem" if any(isinstance(matrix, np.memmap) for matrix, _ in arguments) else None
     if n_jobs is None and effective_n_jobs(None) == 1:
         # Threads need no time to start; two of them score 1.5 times as many cells as one.
         n_jobs, require = max((pool["num_threads"] for pool in threadpool_info()), default=1), "sharedmem"
     # Limits and filters here too: what threads restore, each for itself, gets mixed up.
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return Parallel(n_jobs=n_jobs, require=require)(delayed(score)(matrix) for matrix in matrices)
+        return Parallel(n_jobs=n_jobs, require=require)(delayed(score)(*each) for each in arguments)
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scott score and criterion of one cell and draw; partition and graph where the consensus has yet to judge."""
+    """Scott score and criterion of one cell and draw, with the partitions by k-means and by the graph that they judge.
+
+    The graph is there where the consensus has yet to judge.
+    """
 
     scott: float
+    means: NDArray[np.int32]
     value: float = np.nan
     labels: NDArray[np.int32] | None = None
     graph: sparse.csr_array | None = None
@@ -351,7 +382,7 @@ def _consensus(runs: Mapping[Cell, Sequence[_Scored]]) -> dict[Cell, float]:
     return {cell: float(np.mean([modularity(graph, run.labels) for run in each])) for cell, each in runs.items()}
 
 
-def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exact: int = 4096, seed: int = 0) -> PCA:
+def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: int = 0) -> PCA:
     """Fit the PCA that brings features to at most `n_components` dimensions.
 
     Parameters
@@ -359,10 +390,9 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exa
     features : ndarray of shape (n, d)
     n_components : int
         At most min(n, d) are kept.
-    max_exact : int, default=4096
-        Wider features are reduced by the randomised solver.
     seed : int, default=0
-        Used where the solver is a randomised one.
+        Used where features have more than 256 columns: there the solver is a randomised one, whose components hold
+        99.9 % of the variance that the exact ones hold.
 
     Returns
     -------
@@ -370,14 +400,19 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, max_exa
     """
     n_components = min(n_components, *features.shape)
     # The covariance solver is exact and the fastest of them, but its cost grows with the cube of the width.
-    solver = "covariance_eigh" if features.shape[1] <= max_exact else "randomized"
-    return PCA(n_components, svd_solver=solver, random_state=seed).fit(features)
+    if features.shape[1] <= EXACT_WIDTH:
+        return PCA(n_components, svd_solver="covariance_eigh").fit(features)
+    # One power iteration: the spectra of features fall fast, and more would take most of a cell's time.
+    settings = {"svd_solver": "randomized", "iterated_power": 1, "power_iteration_normalizer": "none"}
+    return PCA(n_components, **settings, random_state=seed).fit(features)
 
 
 # Matrices of a subset are small: a second thread costs more than it computes, many times more on a busy machine.
 @threadpool_limits.wrap(limits=1)
 def _score(
     features: NDArray[np.float32],
+    before: _Scored | None,
+    *,
     n_clusters: int,
     criterion: Criterion,
     n_components: int,
@@ -386,19 +421,25 @@ def _score(
     balance: float,
     seed: int,
 ) -> _Scored:
-    """Score the features of one cell and draw."""
-    reduced = reduce_features(features, 4 * n_components, max_exact=256, seed=seed).transform(features)
+    """Score the features of one cell and draw, given the partitions found before in its first rows."""
+    reduced = reduce_features(features, 4 * n_components, seed=seed).transform(features)
     aligned = reduced[:, :n_components]  # components are nested: the first ones are those of a smaller PCA
-    scott = scott_score(aligned, kmeans_labels(aligned, n_clusters, n_init=n_init, seed=seed))
+    means = kmeans_labels(aligned, n_clusters, n_init=n_init, warm_start=before and before.means, seed=seed)
+    scott = scott_score(aligned, means)
     if criterion == "scott":
-        return _Scored(scott, scott)
+        return _Scored(scott, means, scott)
     graph = knn_graph(reduced, n_neighbors)
     cut = partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-    partition = best_partition(reduced, graph, n_clusters, cut, n_init=n_init, seed=seed)
+    warm_start = before and before.labels
+    labels = best_partition(
+        None, graph, n_clusters, cut, n_init=n_init, given=[means], warm_start=warm_start, seed=seed
+    ).labels
     if criterion == "consensus":
-        return _Scored(scott, labels=partition.labels, graph=graph)
+        return _Scored(scott, means, labels=labels, graph=graph)
     if criterion == "normalized_cut":
-        return _Scored(scott, -normalized_cut(graph, partition.labels))
-    if criterion == "relative_cut":
-        return _Scored(scott, -relative_cut(graph, partition.labels, n_clusters, balance=balance))
-    return _Scored(scott, float(criterion(reduced, partition.labels)))  # type: ignore[operator]
+        value = -normalized_cut(graph, labels)
+    elif criterion == "relative_cut":
+        value = -relative_cut(graph, labels, n_clusters, balance=balance)
+    else:
+        value = float(criterion(reduced, labels))  # type: ignore[operator]
+    return _Scored(scott, means, value, labels)

@@ -40,10 +40,10 @@ class TrainingConfig:
     beta: float = 3.0
     gamma: float = 1.0
     nu: float = 1.0
-    max_epochs: int = 60
-    warmup_epochs: int = 10
+    max_epochs: int = 20
+    warmup_epochs: int = 5
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     backbone_learning_rate: float = 1e-4
     tol: float = 1e-4
     update_interval: int = 1

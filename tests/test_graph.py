@@ -220,6 +220,35 @@ def test_best_partition_is_the_first_with_the_lowest_cut_of_all_candidates():
     np.testing.assert_array_equal(best.labels, seen[int(np.argmin(values))][1])
 
 
+def test_best_partition_chooses_among_given_partitions_too():
+    X = np.random.default_rng(0).uniform(size=(90, 2))
+    graph = knn_graph(X, 8)
+    given = [np.arange(90) % 3, (X[:, 0] * 2.999).astype(int)]
+    seen = []
+    best = best_partition(None, graph, 3, recorded_cut(seen), n_init=2, given=given, seed=7)
+    assert len(seen) == 2 + 2 * 3  # and k-means on 3, 4 and 5 eigenvectors
+    for (_, labels), each in zip(seen, given, strict=False):
+        np.testing.assert_array_equal(labels, each)
+    only = best_partition(None, graph, 3, lambda graph, labels: -float((labels == given[1]).all()), given=given)
+    np.testing.assert_array_equal(only.labels, given[1])
+    assert (only.source, only.labels.dtype) == ("given", np.int32)
+    assert best.cut == min(value for value, _ in seen)
+
+
+def test_warm_start_takes_the_place_of_all_but_one_random_start():
+    X = np.random.default_rng(0).uniform(size=(90, 2))
+    graph = knn_graph(X, 8)
+    before = KMeans(5, n_init=1, random_state=3).fit(X[:60]).labels_
+    seen = []
+    best_partition(None, graph, 5, recorded_cut(seen), n_init=4, warm_start=before, seed=7)
+    assert len(seen) == 2 * 3
+    rows = spectral_embedding(graph, 8, seed=7)[:, :5]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    means = np.array([rows[:60][before == cluster].mean(axis=0) for cluster in range(5)])
+    np.testing.assert_array_equal(seen[0][1], KMeans(5, init=means, n_init=1).fit(rows).labels_)
+    np.testing.assert_array_equal(seen[1][1], KMeans(5, n_init=1, random_state=7).fit(rows).labels_)
+
+
 def test_best_partition_finds_planted_clusters_in_a_graph_of_many_components():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(11), 30)
@@ -258,5 +287,7 @@ def test_kmeans_labels_are_those_of_scikit_learn_and_duplicates_do_not_warn():
     X = np.random.default_rng(0).uniform(size=(50, 2))
     expected = KMeans(4, n_init=3, random_state=9).fit(X).labels_
     np.testing.assert_array_equal(kmeans_labels(X, 4, n_init=3, seed=9), expected)
+    empty = np.zeros(50, dtype=int)  # a cluster without rows has no mean: as without a warm start
+    np.testing.assert_array_equal(kmeans_labels(X, 4, n_init=3, warm_start=empty, seed=9), expected)
     labels = kmeans_labels(np.repeat([[0.0], [1.0]], 5, axis=0), 3)
     assert (len(set(labels[:5])), len(set(labels[5:])), len(set(labels))) == (1, 1, 2)

@@ -1,5 +1,4 @@
 import functools
-import inspect
 import logging
 import threading
 import warnings
@@ -15,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from skdiec.activations import Cell
-from skdiec.graph import best_partition, knn_graph
+from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
 from skdiec.search import reduce_features, search_cells
 
@@ -51,6 +50,22 @@ def planted(*best, separation=20, elsewhere=0):
         return {cell: matrix(cell, draw, separation if cell in best else elsewhere) for cell in cells}
 
     return extract
+
+
+def expected_partitions(matrices, n_components, n_neighbors=6, n_clusters=3, n_init=3, balance=1.0, seed=0):
+    """The reduced features of a cell's draws with graph and partition, each draw's k-means from where the last ended."""
+    means = labels = None
+    found = []
+    for features in matrices:
+        reduced = PCA(min(4 * n_components, features.shape[1]), svd_solver="covariance_eigh").fit_transform(features)
+        graph = knn_graph(reduced, n_neighbors)
+        aligned = reduced[:, :n_components]
+        means = kmeans_labels(aligned, n_clusters, n_init=n_init, warm_start=means, seed=seed)
+        cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
+        settings = {"n_init": n_init, "given": [means], "warm_start": labels, "seed": seed}
+        labels = best_partition(None, graph, n_clusters, cut, **settings).labels
+        found.append((reduced, graph, labels))
+    return found
 
 
 def mean_distance(features, labels):
@@ -137,7 +152,10 @@ def test_scott_is_averaged_over_draws_in_as_many_dimensions_as_the_narrowest_cel
                     for draw in range(2):
                         features = matrix(Cell(layer, timestep, pooling), draw, 4)
                         aligned = PCA(dimensions, svd_solver="full").fit_transform(features)
-                        values.append(scott_score(aligned, KMeans(3, n_init=4, random_state=3).fit(aligned).labels_))
+                        # The second draw's k-means starts from the first one's clusters.
+                        init = [aligned[labels == cluster].mean(axis=0) for cluster in range(3)] if draw else "k-means++"
+                        labels = KMeans(3, init=init, n_init=1 if draw else 4, random_state=3).fit(aligned).labels_
+                        values.append(scott_score(aligned, labels))
                     assert result.scores["scott"][row, column, depth] == pytest.approx(np.mean(values), rel=1e-3)
 
 
@@ -150,19 +168,9 @@ def test_criteria_score_the_partition_with_the_lowest_cut_on_the_graph(change, c
     settings = {"n_neighbors": 6, "n_clusters": 3, "n_init": 3, "balance": 1.0, "seed": 0, "n_components": 5, **change}
     only = {**GRID, **settings, "layers": {"flat": (3, 4, 2)}, "timesteps": [10], "poolings": [2]}
     values = []
-    for draw in range(2):
-        features = matrix(Cell("flat", 10, 2), draw, 2)
-        reduced = PCA(min(12, 4 * settings["n_components"]), svd_solver="covariance_eigh").fit_transform(features)
-        graph = knn_graph(reduced, settings["n_neighbors"])
-        k, balance = settings["n_clusters"], settings["balance"]
-        labels = best_partition(
-            reduced,
-            graph,
-            k,
-            lambda graph, labels: balanced_cut(graph, labels, k, balance=balance),  # noqa: B023 - used at once
-            n_init=settings["n_init"],
-            seed=settings["seed"],
-        ).labels
+    k, balance = settings["n_clusters"], settings["balance"]
+    matrices = [matrix(Cell("flat", 10, 2), draw, 2) for draw in range(2)]
+    for reduced, graph, labels in expected_partitions(matrices, **settings):
         values.append(
             {
                 "relative_cut": -relative_cut(graph, labels, k, balance=balance),
@@ -187,15 +195,11 @@ def test_consensus_is_modularity_on_the_graphs_of_the_quarter_of_cells_that_scot
     graphs, partitions = {}, {}
     for row, column, depth in positions:
         cell = Cell(list(LAYERS)[row], timesteps[column], POOLINGS[depth])
-        for draw in range(2):
-            features = matrix(cell, draw, 8 if cell in better else 3)
-            # The narrowest cell has two features: the graph has up to four times as many.
-            reduced = PCA(min(8, features.shape[1]), svd_solver="covariance_eigh").fit_transform(features)
-            graph = knn_graph(reduced, 6)
-            cut = functools.partial(balanced_cut, n_clusters=3, balance=1.0)
-            labels = best_partition(reduced, graph, 3, cut, n_init=3, seed=3).labels
-            graphs.setdefault((row, column, depth), []).append(graph.toarray())
-            partitions.setdefault((row, column, depth), []).append(labels)
+        matrices = [matrix(cell, draw, 8 if cell in better else 3) for draw in range(2)]
+        # The narrowest cell has two features: the graph has up to four times as many.
+        found = expected_partitions(matrices, 2, seed=3)
+        graphs[row, column, depth] = [graph.toarray() for _, graph, _ in found]
+        partitions[row, column, depth] = [labels for _, _, labels in found]
     trusted = sorted(positions, key=lambda position: -result.scores["scott"][position])[:n_graphs]
     consensus = sparse.csr_array(np.sum([np.sum(graphs[position], axis=0) for position in trusted], axis=0))
     for position in positions:
@@ -302,13 +306,13 @@ def test_dimensions_are_reduced_by_pca():
 def test_wide_features_are_reduced_by_the_randomised_solver():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 2)) @ rng.normal(size=(2, 8))
-    exact, fast = reduce_features(features, 2, max_exact=8), reduce_features(features, 2, max_exact=7, seed=4)
+    wide = np.hstack([features, np.zeros((30, 249))])
+    exact, fast = reduce_features(wide[:, :256], 2), reduce_features(wide, 2, seed=4)
     assert (exact.svd_solver, fast.svd_solver, fast.random_state) == ("covariance_eigh", "randomized", 4)
     assert_allclose(fast.explained_variance_, exact.explained_variance_)
-    assert inspect.signature(reduce_features).parameters["max_exact"].default == 4096
-    wide = {"layers": {"wide": (300, 1, 1)}, "timesteps": [10], "poolings": [1], "n_draws": 1, "n_components": 2}
+    space = {"layers": {"wide": (300, 1, 1)}, "timesteps": [10], "poolings": [1], "n_draws": 1, "n_components": 2}
     cloud = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 300)) + 40 * np.eye(3)[CLASSES] @ rng.normal(size=(3, 300))
-    result = search_cells(lambda cells, draw, count: {cells[0]: cloud}, **{**GRID, **wide}, criterion=silhouette_score)
+    result = search_cells(lambda cells, draw, count: {cells[0]: cloud}, **{**GRID, **space}, criterion=silhouette_score)
     assert result.scores["silhouette_score"].item() == pytest.approx(silhouette_score(cloud, CLASSES), abs=1e-3)
 
 
@@ -349,8 +353,8 @@ SPACE = {
 }
 
 
-def two_clusters(best, calls):
-    """An extract with two clusters in one cell, less of them at its timestep and layer, and none elsewhere."""
+def two_clusters(best, calls, coupling=3):
+    """An extract with two clusters in one cell, less of them in its layer and pooling, and hardly any elsewhere."""
     layers = list(SPACE["layers"])
 
     def extract(cells, draw, count):
@@ -358,7 +362,8 @@ def two_clusters(best, calls):
         found = {}
         for cell in cells:
             rng = np.random.default_rng([layers.index(cell.layer), cell.timestep, cell.pooling, draw])
-            separation = (cell.timestep == best.timestep) + (cell.layer == best.layer) + 20 * (cell == best)
+            coupled = (cell.layer, cell.pooling) == (best.layer, best.pooling)
+            separation = (cell.timestep == best.timestep) + coupling * coupled + 20 * (cell == best)
             values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
             values[::2, 0] += separation
             found[cell] = values[:count].astype(np.float32)
@@ -367,11 +372,15 @@ def two_clusters(best, calls):
     return extract
 
 
-@pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "scott", silhouette_score])
+@pytest.mark.parametrize(
+    # Silhouettes, which prefer features of few values, need more of a hint.
+    ("criterion", "coupling"),
+    [("consensus", 3), ("relative_cut", 3), ("scott", 3), (silhouette_score, 6)],
+)
 @pytest.mark.parametrize("best", [Cell("early", 160, 2), Cell("middle", 20, 1), Cell("late", 5, 2)])
-def test_halving_finds_the_cell_with_clusters(best, criterion, rng_untouched):
+def test_halving_finds_the_cell_with_clusters(best, criterion, coupling, rng_untouched):
     with rng_untouched():
-        result = search_cells(two_clusters(best, []), **SPACE, criterion=criterion)
+        result = search_cells(two_clusters(best, [], coupling), **SPACE, criterion=criterion)
     assert result.best == best
 
 
@@ -382,15 +391,16 @@ def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws(monkeypatch
     costs = {"early": 0.25, "middle": 0.5, "late": 1.0}
     space = {**SPACE, "timesteps": timesteps, "costs": costs}
     result = search_cells(two_clusters(Cell("middle", 20, 2), calls), **space)
-    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == [(20, 1), (50, 1), (200, 2)]
-    assert [len({cell.timestep for cell in stage.cells}) for stage in result.stages] == [8, 2, 1]
-    assert [len({(cell.layer, cell.pooling) for cell in stage.cells}) for stage in result.stages] == [6, 3, 2]
-    assert [len(stage.cells) for stage in result.stages] == [48, 6, 2]
+    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == [(20, 1), (20, 1), (50, 1), (200, 2)]
+    assert [len({cell.timestep for cell in stage.cells}) for stage in result.stages] == [2, 8, 2, 1]
+    assert {cell.timestep for cell in result.stages[0].cells} == {10, 80}
+    assert [len({(cell.layer, cell.pooling) for cell in stage.cells}) for stage in result.stages] == [6, 3, 2, 1]
+    assert [len(stage.cells) for stage in result.stages] == [12, 24, 4, 1]
     assert result.n_images == 200
-    for before, stage in zip(result.stages, result.stages[1:], strict=False):
+    for number, (before, stage) in enumerate(zip(result.stages, result.stages[1:], strict=False)):
         values = {cell: before.scores["consensus"][place(result, cell)] for cell in before.cells}
         ranked = sorted(values, key=lambda cell: -values[cell])
-        kept = list(dict.fromkeys(cell.timestep for cell in ranked))[: max(1, len(timesteps) // 4)]
+        kept = timesteps if number == 0 else list(dict.fromkeys(cell.timestep for cell in ranked))[: max(1, len(timesteps) // 4)]
         kept = kept[: len({cell.timestep for cell in stage.cells})]
         pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked if cell.timestep in kept))
         assert {cell.timestep for cell in stage.cells} == set(kept)
@@ -400,12 +410,18 @@ def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws(monkeypatch
             assert np.isfinite(scores).sum() == len(stage.cells)
     assert result.scores is result.stages[-1].scores
     # Each timestep's cells together.
+    # What was scored on as many images is known.
     assert [count for _, _, count in calls] == [20] * 8 + [50] * 2 + [200] * 2
     assert [draw for _, draw, _ in calls] == [0] * 11 + [1]
-    assert [stage.n_forward for stage in result.stages] == [160, 100, 400]
+    assert [stage.n_forward for stage in result.stages] == [40, 120, 100, 400]
     assert result.n_forward == 660
     work = [count * max(costs[cell.layer] for cell in cells) for cells, _, count in calls]
-    assert [stage.n_evaluations for stage in result.stages] == [160, sum(work[8:10]), sum(work[10:])]
+    assert [stage.n_evaluations for stage in result.stages] == [
+        40 * costs["late"],
+        sum(work[2:8]),
+        sum(work[8:10]),
+        sum(work[10:]),
+    ]
     assert result.n_evaluations == sum(work)
     assert result.seconds == pytest.approx(sum(stage.seconds for stage in result.stages))
 
@@ -425,12 +441,13 @@ def test_neighbouring_timesteps_are_scored_for_each_other_first(best, monkeypatc
             rng = np.random.default_rng([cell.timestep, cell.pooling, draw])
             values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
             near = np.exp(-abs(cell.timestep - best) / 15)
-            values[::2, 0] += 12 * near * (cell.layer == "late") * (cell.pooling == 2)
+            values[::2, 0] += 4 * (1 + 2 * near) * (cell.layer == "late") * (cell.pooling == 2)
             found[cell] = values[:count].astype(np.float32)
         return found
 
     result = search_cells(extract, **{**SPACE, "timesteps": timesteps, "n_draws": 1}, criterion="scott")
-    first, second, _ = ({cell.timestep for cell in stage.cells} for stage in result.stages)
+    probed, first, second, _ = ({cell.timestep for cell in stage.cells} for stage in result.stages)
+    assert probed == {80, 140}
     assert first == set(range(20, 201, 20))
     pairs = {-(-timestep // 20) for timestep in second}
     assert second == {timestep for pair in pairs for timestep in (20 * pair - 10, 20 * pair)}
@@ -444,12 +461,14 @@ def test_neighbouring_timesteps_are_scored_for_each_other_first(best, monkeypatc
         ({"timesteps": (5,)}, [(200, 2)]),
         ({"timesteps": (5,), "n_draws": 1}, [(200, 1)]),
         ({"timesteps": (5, 10), "n_draws": 1}, [(80, 1), (200, 1)]),
-        ({"n_clusters": 1}, [(50, 1), (200, 2)]),
-        ({"n_clusters": 3}, [(120, 1), (200, 2)]),
-        ({"n_clusters": 20, "n_draws": 1}, [(200, 1), (200, 1)]),
-        ({"timesteps": tuple(range(1, 17)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (50, 1), (200, 1)]),
-        ({"timesteps": tuple(range(1, 18)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (50, 1), (200, 1)]),
-        ({"timesteps": tuple(range(1, 81)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (50, 1), (200, 1)]),
+        # From three timesteps on, layers are compared at two of them first, unless there is only one.
+        ({"n_clusters": 1}, [(50, 1), (50, 1), (200, 2)]),
+        ({"n_clusters": 1, "layers": {"late": (2, 4, 4)}, "poolings": (2,)}, [(50, 1), (200, 2)]),
+        ({"n_clusters": 3}, [(120, 1), (120, 1), (200, 2)]),
+        ({"n_clusters": 20, "n_draws": 1}, [(200, 1), (200, 1), (200, 1)]),
+        ({"timesteps": tuple(range(1, 17)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (50, 1), (200, 1)]),
+        ({"timesteps": tuple(range(1, 18)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (50, 1), (200, 1)]),
+        ({"timesteps": range(1, 81), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (40, 1), (50, 1), (200, 1)]),
     ],
 )
 def test_stages_of_halving(change, plan):
