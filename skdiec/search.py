@@ -36,6 +36,9 @@ HALVING_FACTOR = 4
 IMAGES_PER_CLUSTER = 40
 """On fewer images for each cluster than this, nothing is dropped: few images prefer late timesteps."""
 
+THREADED_ROWS = 1000
+"""Cells of fewer images are scored by one thread: they mostly take Python's time, which threads do not share."""
+
 N_PROBES = 2
 """Timesteps at which the halving compares layers and poolings before it turns to the others."""
 
@@ -163,8 +166,8 @@ def search_cells(
 
     ``"halving"`` answers the paper's question whether that can be cheaper. The best layer hardly changes with the
     timestep (the paper's weak coupling), so layers and poolings come first: they are scored at two timesteps, on few
-    images and one draw, and the better half stays. Then the timesteps, by successive halving: all of them are scored on
-    as many images; the best quarter stays, again with the better half of layers and poolings; and so on with up to four
+    images and one draw, and the best third stays. Then the timesteps, by successive halving: all of them are scored on
+    as many images; the best quarter stays, again with the best third of layers and poolings; and so on with up to four
     times the images, until one timestep is left, whose cells are scored on all images and draws. No stage sees fewer
     than 40 images for each cluster, so that for many clusters all may see all images: then only draws, timesteps and
     layers are saved. A timestep, like a layer and pooling, is as good as its best cell. Of 16 timesteps or more, one of
@@ -290,7 +293,7 @@ def search_cells(
         )
         if len(stages) == 1 and len(probes) < len(groups):
             cells = [
-                Cell(layer, timestep, pooling) for timestep, *_ in groups for layer, pooling in _better_half(ranked)
+                Cell(layer, timestep, pooling) for timestep, *_ in groups for layer, pooling in _best_third(ranked)
             ]
         else:
             cells = _survivors(ranked, groups)
@@ -328,21 +331,21 @@ def _quarter(count: int) -> int:
 
 
 def _survivors(ranked: Sequence[Cell], groups: Sequence[tuple[int, ...]]) -> list[Cell]:
-    """Return the cells of the best quarter of the groups with the better half of layers and poolings.
+    """Return the cells of the best quarter of the groups with the best third of layers and poolings.
 
     Cells come with the best first; a group of timesteps is known by its first one.
     """
     best = list(dict.fromkeys(cell.timestep for cell in ranked))
     best = best[: _quarter(len(best))]
-    pairs = _better_half([cell for cell in ranked if cell.timestep in best])
+    pairs = _best_third([cell for cell in ranked if cell.timestep in best])
     kept = sorted(timestep for group in groups if group[0] in best for timestep in group)
     return [Cell(layer, timestep, pooling) for timestep in kept for layer, pooling in pairs]
 
 
-def _better_half(ranked: Sequence[Cell]) -> list[tuple[str, int]]:
-    """Return the better half of the layers and poolings of some cells, which come with the best first."""
+def _best_third(ranked: Sequence[Cell]) -> list[tuple[str, int]]:
+    """Return the best third of the layers and poolings of some cells, which come with the best first."""
     pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked))
-    return pairs[: math.ceil(len(pairs) / 2)]
+    return pairs[: math.ceil(len(pairs) / 3)]
 
 
 def _in_parallel(
@@ -351,7 +354,7 @@ def _in_parallel(
     """Score the features of some cells, with what was found in them before, at the same time."""
     # Temporary files' maps cannot be sent to other processes, threads share them.
     require = "sharedmem" if any(isinstance(matrix, np.memmap) for matrix, _ in arguments) else None
-    if n_jobs is None and effective_n_jobs(None) == 1:
+    if n_jobs is None and effective_n_jobs(None) == 1 and len(arguments[0][0]) >= THREADED_ROWS:
         # Threads need no time to start; two of them score 1.5 times as many cells as one.
         n_jobs, require = max((pool["num_threads"] for pool in threadpool_info()), default=1), "sharedmem"
     # Limits and filters here too: what threads restore, each for itself, gets mixed up.

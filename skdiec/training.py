@@ -326,10 +326,13 @@ def train(
     initial partition itself: unlike the paper's k-means, a graph's partition is not what lies nearest to its means,
     and an earlier head lost its gain without this step. From then on the target distribution is computed over all
     rows every `update_interval` epochs, and with it the weights of the graph's edges: an edge counts as much as the
-    soft assignments of its ends agree, so edges between clusters fade ("adaptive" graph). Training ends after
-    `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The last state is kept
-    whose assignment has a balanced cut (`skdiec.scores.balanced_cut`, with weight gamma) of at most 1.1 times the
-    lowest seen, so that of a collapse nothing stays.
+    soft assignments of its ends agree, so edges between clusters fade ("adaptive" graph). L_graph compares each row
+    with one neighbour as it was assigned when the epoch began, held fixed like the target: each is the other's
+    neighbour in turn, and a step embeds half as many rows.
+
+    Training ends after `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The last
+    state is kept whose assignment has a balanced cut (`skdiec.scores.balanced_cut`, with weight gamma) of at most 1.1
+    times the lowest seen, so that of a collapse nothing stays.
 
     Parameters
     ----------
@@ -383,7 +386,14 @@ def train(
         for rows in torch.randperm(len(labels), generator=order).split(config.batch_size):
             neighbors, weight = _sample_neighbors(rows, first_edge, tails, edge_weight, order)
             terms = _losses(
-                embedder, centers, rows, neighbors, weight.to(device), p[rows].to(device), config, generator
+                embedder,
+                centers,
+                rows,
+                log_q[neighbors].to(device),
+                weight.to(device),
+                p[rows].to(device),
+                config,
+                generator,
             )
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
@@ -417,18 +427,14 @@ def _losses(
     embedder: Embedder,
     centers: Tensor,
     rows: Tensor,
-    neighbors: Tensor,
+    log_q_neighbors: Tensor,
     weight: Tensor,
     p: Tensor,
     config: TrainingConfig,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Compute each term on one batch, and their weighted sum."""
-    if config.beta > 0:
-        both = _log_assign(embedder.embed(torch.cat([rows, neighbors])), centers, config.nu)
-        log_q, log_q_neighbors = both.split([len(rows), len(neighbors)])
-    else:
-        log_q = log_q_neighbors = _log_assign(embedder.embed(rows), centers, config.nu)
+    log_q = _log_assign(embedder.embed(rows), centers, config.nu)
     terms = {
         "kl": dec.kl_loss(log_q, p),
         "graph": dec.graph_loss(log_q, log_q_neighbors, weight),

@@ -53,7 +53,7 @@ def planted(*best, separation=20, elsewhere=0):
 
 
 def expected_partitions(matrices, n_components, n_neighbors=6, n_clusters=3, n_init=3, balance=1.0, seed=0):
-    """The reduced features of a cell's draws with graph and partition, each draw's k-means from where the last ended."""
+    """The reduced features, graph and partition of a cell's draws; k-means starts from where the last draw's ended."""
     means = labels = None
     found = []
     for features in matrices:
@@ -152,9 +152,11 @@ def test_scott_is_averaged_over_draws_in_as_many_dimensions_as_the_narrowest_cel
                     for draw in range(2):
                         features = matrix(Cell(layer, timestep, pooling), draw, 4)
                         aligned = PCA(dimensions, svd_solver="full").fit_transform(features)
-                        # The second draw's k-means starts from the first one's clusters.
-                        init = [aligned[labels == cluster].mean(axis=0) for cluster in range(3)] if draw else "k-means++"
-                        labels = KMeans(3, init=init, n_init=1 if draw else 4, random_state=3).fit(aligned).labels_
+                        if draw == 0:
+                            labels = KMeans(3, n_init=4, random_state=3).fit(aligned).labels_
+                        else:  # from where the first draw's ended
+                            means = [aligned[labels == cluster].mean(axis=0) for cluster in range(3)]
+                            labels = KMeans(3, init=means, n_init=1).fit(aligned).labels_
                         values.append(scott_score(aligned, labels))
                     assert result.scores["scott"][row, column, depth] == pytest.approx(np.mean(values), rel=1e-3)
 
@@ -400,7 +402,11 @@ def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws(monkeypatch
     for number, (before, stage) in enumerate(zip(result.stages, result.stages[1:], strict=False)):
         values = {cell: before.scores["consensus"][place(result, cell)] for cell in before.cells}
         ranked = sorted(values, key=lambda cell: -values[cell])
-        kept = timesteps if number == 0 else list(dict.fromkeys(cell.timestep for cell in ranked))[: max(1, len(timesteps) // 4)]
+        kept = (
+            timesteps
+            if number == 0
+            else list(dict.fromkeys(cell.timestep for cell in ranked))[: max(1, len(timesteps) // 4)]
+        )
         kept = kept[: len({cell.timestep for cell in stage.cells})]
         pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked if cell.timestep in kept))
         assert {cell.timestep for cell in stage.cells} == set(kept)
