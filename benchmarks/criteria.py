@@ -81,7 +81,7 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
     cut = functools.partial(balanced_cut, n_clusters=10, balance=1.0)
 
     def partition(features: np.ndarray) -> tuple:
-        reduced = reduce_features(features, 128, max_exact=256, seed=seed).transform(features)
+        reduced = reduce_features(features, 128, seed=seed).transform(features)
         graph = knn_graph(reduced, 10)
         return reduced, graph, best_partition(reduced, graph, 10, cut, n_init=3, seed=seed).labels
 

@@ -114,11 +114,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Maps of activations are averaged over ``pooling x pooling`` cells. One is used, several are searched; None
         searches 1, 2 and 4.
 
-    search : {"grid", "halving"}, default="grid"
-        How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images;
-        ``"halving"`` scores them on few images and the better ones on more, which costs a third, and a tenth where
-        timesteps and draws are many; see `skdiec.search.search_cells`. `search_result_` says what each stage scored and
-        cost.
+    search : {"halving", "grid"}, default="halving"
+        How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images (Algorithm
+        A1 of the paper); ``"halving"`` compares the layers first and the timesteps then, on few images, and the better
+        ones on more, which costs a quarter, and less than a tenth where timesteps and draws are many; see
+        `skdiec.search.search_cells`. `search_result_` says what each stage scored and cost.
 
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         What a cell of the search is scored by. All but the Scott score look at the best partition found on the cell's
@@ -185,10 +185,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     hidden_size : int, default=512
         Width of the head's hidden layer.
 
-    max_epochs : int, default=60
+    max_epochs : int, default=20
         Epochs of training at most.
 
-    warmup_epochs : int, default=10
+    warmup_epochs : int, default=5
         First epochs, in which the target distribution is the start's partition itself. Departs from the paper, whose
         k-means start needs none: the graph's partition is not what lies nearest to its means. A safeguard: on USPS and
         MNIST the present head ends at the same accuracy without.
@@ -198,7 +198,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         memory grows with it, 128.
 
     learning_rate : float, default=None
-        Step size of Adam for head and centres. None is 1e-3 for a `batch_size` of 128, and in proportion for others.
+        Step size of Adam for head and centres. None is 3e-3 for a `batch_size` of 128, and in proportion for others.
 
     backbone_learning_rate : float, default=1e-4
         Step size of Adam for the backbone, with `train_backbone`.

@@ -62,9 +62,9 @@ def target(q):
     return p / p.sum(axis=1, keepdims=True)
 
 
-def terms(q, p, edge_weight):
-    """The three terms of the loss over all rows, on the graph of `matching`."""
-    agreement = np.sum(q * q[np.arange(len(q)) ^ 1], axis=1)
+def terms(q, p, edge_weight, held=None):
+    """The three terms of the loss over all rows, on the graph of `matching`; neighbours' assignments may be held."""
+    agreement = np.sum(q * (q if held is None else held)[np.arange(len(q)) ^ 1], axis=1)
     mean = q.mean(axis=0)
     return {
         "kl": np.mean(rel_entr(p, q).sum(axis=1)),
@@ -329,8 +329,10 @@ def test_centres_step_against_the_gradient_of_the_weighted_loss(weights, learnin
     config = TrainingConfig(*weights, learning_rate=learning_rate, warmup_epochs=warmup_epochs)
     result, h, centers, p, edge_weight = one_step(config)
 
+    held = soft_assign(h, centers)  # neighbours are compared with as they were when the epoch began
+
     def loss(moved):
-        found = terms(soft_assign(h, moved), p, edge_weight)
+        found = terms(soft_assign(h, moved), p, edge_weight, held)
         return sum(weight * found[name] for weight, name in zip(weights, ("kl", "graph", "entropy"), strict=True))
 
     gradient = np.zeros_like(centers)
@@ -462,32 +464,71 @@ class Recording(FrozenEmbedder):
         return super().embed(rows)
 
 
-@pytest.mark.parametrize("beta", [0.0, 1.0])
-def test_every_epoch_has_every_row_once_in_batches_with_a_neighbour_for_each(beta):
+@pytest.fixture
+def neighbors(monkeypatch):
+    """Lists the neighbours that each step draws."""
+    drawn = []
+    sample = training._sample_neighbors
+
+    def watched(*arguments):
+        rows, weight = sample(*arguments)
+        drawn.append(rows.tolist())
+        return rows, weight
+
+    monkeypatch.setattr(training, "_sample_neighbors", watched)
+    return drawn
+
+
+def test_every_epoch_has_every_row_once_in_batches_with_a_neighbour_for_each(neighbors):
     h = blobs()
     graph = knn_graph(h, 4)
     embedder = Recording(h)
-    train(embedder, graph, CLASSES, 3, TrainingConfig(beta=beta, max_epochs=3, batch_size=16, seed=5))
-    sizes = [16, 16, 16, 12]
-    assert [len(rows) for rows in embedder.seen] == [size * (2 if beta else 1) for size in sizes] * 3
-    rows = [batch[:size] for batch, size in zip(embedder.seen, sizes * 3, strict=True)]
+    train(embedder, graph, CLASSES, 3, TrainingConfig(max_epochs=3, batch_size=16, seed=5))
+    assert [len(rows) for rows in embedder.seen] == [16, 16, 16, 12] * 3
     for epoch in range(3):
-        assert sorted(chain(*rows[4 * epoch : 4 * epoch + 4])) == list(range(60))
-    assert len({tuple(batch) for batch in rows}) == 12
-    for batch, size in zip(embedder.seen, sizes * 3, strict=True):
-        assert all(graph[row, neighbor] > 0 for row, neighbor in zip(batch, batch[size:], strict=False))
+        assert sorted(chain(*embedder.seen[4 * epoch : 4 * epoch + 4])) == list(range(60))
+    assert len({tuple(batch) for batch in embedder.seen}) == 12
+    for rows, others in zip(embedder.seen, neighbors, strict=True):
+        assert all(graph[row, other] > 0 for row, other in zip(rows, others, strict=True))
     other = Recording(h)
-    train(other, graph, CLASSES, 3, TrainingConfig(beta=beta, max_epochs=3, batch_size=16, seed=6))
+    train(other, graph, CLASSES, 3, TrainingConfig(max_epochs=3, batch_size=16, seed=6))
     assert other.seen[0] != embedder.seen[0]
 
 
-def test_neighbours_are_drawn_alike():
+def test_rows_are_compared_with_neighbours_as_they_were_when_the_epoch_began(monkeypatch):
+    h = blobs(n_features=3)
+    embedder = frozen(h)
+    began, held = [], []
+    log_assign, graph_loss = training._log_assign, dec.graph_loss
+
+    def watched_assign(z, centers, nu):
+        log_q = log_assign(z, centers, nu)
+        if not z.requires_grad:
+            began.append(log_q)
+        return log_q
+
+    def watched_loss(log_q_i, log_q_j, weight):
+        held.append((len(began) - 1, log_q_j))
+        return graph_loss(log_q_i, log_q_j, weight)
+
+    monkeypatch.setattr(training, "_log_assign", watched_assign)
+    monkeypatch.setattr(dec, "graph_loss", watched_loss)
+    config = TrainingConfig(max_epochs=3, warmup_epochs=1, batch_size=32, learning_rate=0.1, tol=-1.0)
+    train(embedder, knn_graph(h, 4), CLASSES, 3, config)
+    assert [epoch for epoch, _ in held] == [0, 0, 1, 1, 2, 2]
+    for epoch, log_q_j in held:
+        assert not log_q_j.requires_grad
+        rows = {tuple(row) for row in began[epoch].tolist()}
+        assert all(tuple(row) in rows for row in log_q_j.tolist())
+
+
+def test_neighbours_are_drawn_alike(neighbors):
     graph = sparse.csr_array(np.ones((5, 5)) - np.eye(5))
     embedder = Recording(blobs()[:5])
     train(embedder, graph, np.array([0, 0, 1, 1, 1]), 2, TrainingConfig(max_epochs=400, tol=-1.0, learning_rate=1e-9))
     drawn = np.zeros((5, 5))
-    for batch in embedder.seen:
-        np.add.at(drawn, (batch[:5], batch[5:]), 1)
+    for rows, others in zip(embedder.seen, neighbors, strict=True):
+        np.add.at(drawn, (rows, others), 1)
     assert_array_equal(np.diag(drawn), 0)
     assert_allclose(drawn[~np.eye(5, dtype=bool)], 100, atol=40)
 
@@ -669,7 +710,7 @@ def test_rise_of_the_denoising_loss_is_told_of(last, warned):
     ]
 
 
-def test_rows_without_edges_train_all_the_same(watched):
+def test_rows_without_edges_train_all_the_same(watched, neighbors):
     h = blobs()
     lonely = knn_graph(h, 4).tolil()
     lonely[5] = lonely[:, 5] = 0
@@ -678,11 +719,12 @@ def test_rows_without_edges_train_all_the_same(watched):
     for graph in (lonely, sparse.csr_array((60, 60))):
         embedder = Recording(h)
         watched["weight"].clear()
+        neighbors.clear()
         result = train(embedder, graph, CLASSES, 3, TrainingConfig(max_epochs=2, warmup_epochs=0, batch_size=64))
         for weight in watched["weight"]:
             assert np.sum(weight == 0) == (1 if graph is lonely else 60)
-        for batch in embedder.seen:
-            assert batch[60:][batch.index(5)] == 5  # its own neighbour, at weight 0
+        for rows, others in zip(embedder.seen, neighbors, strict=True):
+            assert others[rows.index(5)] == 5  # its own neighbour, at weight 0
         assert np.isfinite(result.history["loss"][1:]).all()
     assert_array_equal(result.history["graph"][1:], 0)  # no edge at all
 
