@@ -237,7 +237,7 @@ def _candidates(
     vectors = spectral_embedding(graph, n_clusters + max(2, round(0.6 * n_clusters)), seed=seed)
     for width in sorted({n_clusters, (n_clusters + vectors.shape[1]) // 2, vectors.shape[1]}):
         rows = vectors[:, :width]
-        rows = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         if warm_start is not None:
             yield "spectral", kmeans_labels(rows, n_clusters, warm_start=warm_start, seed=seed)
         for start in range(n_init if warm_start is None else 1):

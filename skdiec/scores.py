@@ -219,9 +219,9 @@ def _inside_and_volume(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLik
     if graph.shape[0] != graph.shape[1]:
         raise ValueError(f"graph must be square; got shape {graph.shape}")
     codes, counts = _codes(labels, graph.shape[0])
-    member = sparse.csr_array((np.ones(len(codes)), codes, np.arange(len(codes) + 1)), shape=(len(codes), len(counts)))
-    between = (member.T @ (graph @ member)).toarray()
-    return np.diag(between), between.sum(axis=1)
+    tails, heads = np.repeat(codes, np.diff(graph.indptr)), codes[graph.indices]
+    inside = np.bincount(tails, graph.data * (tails == heads), minlength=len(counts))
+    return inside, np.bincount(tails, graph.data, minlength=len(counts))
 
 
 def _codes(labels: ArrayLike, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
