@@ -11,8 +11,7 @@ shows what the search saw.
 # A quick model
 # -------------
 # Eight passes over 1,797 images make a weak diffusion model within seconds; the quickstart trains for longer. Pixels of
-# these images run from 0 to 16, which has to be said: floats could mean anything. ``search="grid"`` scores every cell,
-# to have a whole map to look at.
+# these images run from 0 to 16, which has to be said: floats could mean anything.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +27,6 @@ model = DiffusionEmbeddedClustering(
     timestep=[10, 50, 100, 200],
     pooling=4,
     max_search_samples=600,
-    search="grid",
     pretrain_params={"epochs": 8},
     random_state=0,
 )
@@ -57,9 +55,8 @@ plt.show()
 # %%
 # The same for less
 # -----------------
-# The default, ``search="halving"``, compares layers at two timesteps first, then timesteps with the layers that are
-# left, and looks at all images only for the last ones. Each stage says what it scored, and what it cost in whole
-# forward passes.
+# ``search="halving"`` compares layers at two timesteps first, then timesteps with the layers that are left, and looks
+# at all images only for the last ones. Each stage says what it scored, and what it cost in whole forward passes.
 
 quick = DiffusionEmbeddedClustering(
     n_clusters=10,
@@ -68,6 +65,7 @@ quick = DiffusionEmbeddedClustering(
     timestep=[10, 50, 100, 200],
     pooling=4,
     max_search_samples=600,
+    search="halving",
     head=None,
     random_state=0,
 ).fit(digits.images)

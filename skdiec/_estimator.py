@@ -114,7 +114,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Maps of activations are averaged over ``pooling x pooling`` cells. One is used, several are searched; None
         searches 1, 2 and 4.
 
-    search : {"halving", "grid"}, default="halving"
+    search : {"grid", "halving"}, default="grid"
         How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images (Algorithm
         A1 of the paper); ``"halving"`` compares the layers first and the timesteps then, on few images, and the better
         ones on more, which costs a quarter, and less than a tenth where timesteps and draws are many; see
@@ -375,7 +375,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         layer: str | Sequence[str] | None = None,
         timestep: int | Sequence[int] | None = None,
         pooling: int | Sequence[int] | None = None,
-        search: str = "halving",
+        search: str = "grid",
         criterion: str | Callable[[NDArray, NDArray], float] = "consensus",
         max_search_samples: int = 2000,
         search_draws: int = 1,

@@ -31,7 +31,7 @@ from skdiec.search import SearchResult
 from skdiec.training import BackboneEmbedder
 
 AUTO = {"backbone": "auto", "pretrain_params": {"epochs": 2, "channels": (8,), "precision": "fp32"}}
-GRID = {"layer": ["mid_block", "conv_in"], "timestep": (300, 50, 20), "pooling": (2, 1), "search": "grid"}
+GRID = {"layer": ["mid_block", "conv_in"], "timestep": (300, 50, 20), "pooling": (2, 1)}
 FIXED_STEPS = {"tol": 0.0, "max_epochs": 3, "warmup_epochs": 3}
 """An end that no image's change of cluster decides."""
 
@@ -202,7 +202,7 @@ def test_fitted_attributes(make_model, images, labels):
 def test_attributes_of_the_search(poolings, make_model, make_unet, images):
     backbone = make_unet(sample_size=8, block_out_channels=(8, 8))
     space = {"layer": ["up_blocks.1", "mid_block"], "timestep": (300, 50, 20), "pooling": poolings}
-    model = make_model(backbone=backbone, search="grid", **space).fit(images)
+    model = make_model(backbone=backbone, **space).fit(images)
     result = model.search_result_
     assert isinstance(result, SearchResult)
     assert result.best == Cell(model.layer_, model.timestep_, model.pooling_)
@@ -218,7 +218,7 @@ def test_attributes_of_the_search(poolings, make_model, make_unet, images):
 
 def test_scott_scores_are_nan_where_a_map_is_smaller_than_the_chosen_pooling(make_model, make_unet, images):
     backbone = make_unet(sample_size=8, block_out_channels=(8, 8))
-    space = {"layer": ["up_blocks.1", "mid_block"], "timestep": (20, 50), "pooling": 8, "search": "grid"}
+    space = {"layer": ["up_blocks.1", "mid_block"], "timestep": (20, 50), "pooling": 8}
     model = make_model(backbone=backbone, **space).fit(images)
     assert_array_equal(np.isnan(model.scott_scores_), [[True, True], [False, False]])
     assert model.layer_ == "up_blocks.1"
@@ -478,7 +478,7 @@ def test_memory_tells_weights_of_loaded_backbones_and_images_apart(make_model, m
         ({"n_draws": 3}, {"start": 1, "passes": 1}),
         ({"shift": 2}, {"search": 1, "start": 1, "passes": 2}),
         ({"criterion": "scott"}, {"search": 1, "passes": 1}),
-        ({"search": "grid"}, {"search": 1, "passes": 1}),
+        ({"search": "halving"}, {"search": 1, "passes": 1}),
         ({"search_draws": 2}, {"search": 1, "passes": 2}),
         ({"max_search_samples": 30}, {"search": 1, "passes": 1}),
         ({"gamma": 2.0}, {"search": 1, "start": 1, "passes": 1}),
@@ -709,7 +709,7 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
 def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, extracted, monkeypatch):
     monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 4)
     space = {"layer": ["mid_block", "up_blocks.0"], "timestep": (20, 50, 100, 150, 200, 300), "pooling": (1, 2)}
-    model = make_model(**space).fit(images)
+    model = make_model(search="halving", **space).fit(images)
     result = model.search_result_
     assert [stage.n_images for stage in result.stages] == [12, 12, 48]
     assert [len(stage.cells) for stage in result.stages] == [8, 12, 1]
@@ -845,7 +845,7 @@ WIRING = {
     "layer": reaches("up_blocks.0", "search_cells.layers", expected={"up_blocks.0": (8, 8, 8)}),
     "timestep": reaches(77, "search_cells.timesteps", expected=(77,)),
     "pooling": reaches(3, "search_cells.poolings", expected=(3,)),
-    "search": reaches("grid", "search_cells.strategy"),
+    "search": reaches("halving", "search_cells.strategy"),
     "criterion": reaches(silhouette_score, "search_cells.criterion"),
     "max_search_samples": reaches(20, "search_cells.n_images"),
     "search_draws": reaches(3, "search_cells.n_draws"),
