@@ -35,7 +35,7 @@ BASE = {"n_draws": 2, "shift": 0}
 """What all variants have unless they say otherwise; two passes instead of five keep the dual branch affordable."""
 
 SHORT = {"max_epochs": 5, "warmup_epochs": 1, "batch_size": 128}
-"""What the variants of the branch share; training a backbone for 60 epochs would take hours."""
+"""What the variants of the branch share; training a backbone for as long as a head would take hours."""
 
 BRANCH = {**SHORT, "train_backbone": True}
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {

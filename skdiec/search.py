@@ -244,14 +244,13 @@ def search_cells(
     }
     groups: list[tuple[int, ...]] = [(timestep,) for timestep in timesteps]
     plan = [(n_images, n_draws)]
-    probes = [timestep for timestep, *_ in groups]
     if strategy == "halving":
         groups = _neighbours(timesteps)
         plan = _halving_plan(n_images, n_draws, groups, IMAGES_PER_CLUSTER * n_clusters)
-        probes = [timestep for timestep, *_ in groups]
-        if len(pairs) > 1 and len(probes) > N_PROBES:
-            plan = [plan[0], *plan]
-            probes = [probes[round(place * (len(probes) - 1) / (N_PROBES + 1))] for place in range(1, N_PROBES + 1)]
+    probes = [timestep for timestep, *_ in groups]
+    if strategy == "halving" and len(pairs) > 1 and len(probes) > N_PROBES:
+        plan = [plan[0], *plan]
+        probes = [probes[round(place * (len(probes) - 1) / (N_PROBES + 1))] for place in range(1, N_PROBES + 1)]
     stages: list[SearchStage] = []
     cells = [cell for cell in position if cell.timestep in probes]
     known: dict[tuple[Cell, int], _Scored] = {}

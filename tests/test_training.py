@@ -479,11 +479,12 @@ def neighbors(monkeypatch):
     return drawn
 
 
-def test_every_epoch_has_every_row_once_in_batches_with_a_neighbour_for_each(neighbors):
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_every_epoch_has_every_row_once_in_batches_with_a_neighbour_for_each(beta, neighbors):
     h = blobs()
     graph = knn_graph(h, 4)
     embedder = Recording(h)
-    train(embedder, graph, CLASSES, 3, TrainingConfig(max_epochs=3, batch_size=16, seed=5))
+    train(embedder, graph, CLASSES, 3, TrainingConfig(beta=beta, max_epochs=3, batch_size=16, seed=5))
     assert [len(rows) for rows in embedder.seen] == [16, 16, 16, 12] * 3
     for epoch in range(3):
         assert sorted(chain(*embedder.seen[4 * epoch : 4 * epoch + 4])) == list(range(60))
@@ -491,7 +492,7 @@ def test_every_epoch_has_every_row_once_in_batches_with_a_neighbour_for_each(nei
     for rows, others in zip(embedder.seen, neighbors, strict=True):
         assert all(graph[row, other] > 0 for row, other in zip(rows, others, strict=True))
     other = Recording(h)
-    train(other, graph, CLASSES, 3, TrainingConfig(max_epochs=3, batch_size=16, seed=6))
+    train(other, graph, CLASSES, 3, TrainingConfig(beta=beta, max_epochs=3, batch_size=16, seed=6))
     assert other.seen[0] != embedder.seen[0]
 
 
