@@ -30,10 +30,10 @@ from common import (
 
 from skdiec.activations import Cell
 from skdiec.datasets import FOLDER_VARIABLE, load_dataset
+from skdiec.features import suited_batch_size
 
 SIZES = {"usps": (9_298,), "mnist": (10_000, 30_000, 70_000)}
-_BATCH = 128
-_ROUNDS = 10
+_ROUNDS = 50
 
 
 def fit(name: str, folder: Path | None, count: int) -> dict[str, float]:
@@ -46,11 +46,12 @@ def fit(name: str, folder: Path | None, count: int) -> dict[str, float]:
         images[rows]
     )
     backbone = model.backbone_
+    batch_size = suited_batch_size(backbone)
 
     def bare(layer: str) -> float:
-        """Return the seconds of an image's pass up to a layer, the best of several."""
-        run = bare_pass(backbone, layer, model.timestep_, _BATCH)
-        return min(seconds(run) for _ in range(_ROUNDS)) / _BATCH
+        """Return the seconds of an image's pass up to a layer, the median of several."""
+        run = bare_pass(backbone, layer, model.timestep_, batch_size)
+        return float(np.median([seconds(run) for _ in range(_ROUNDS)])) / batch_size
 
     def deepest(cells: Sequence[Cell]) -> str:
         return max((cell.layer for cell in cells), key=model.layers_.index)

@@ -225,8 +225,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     inference_batch_size : int, default=None
         Images per forward pass outside of training; halved as often as the device's memory does not suffice. None is
-        128 on a CPU, and on a GPU as many as half of its free memory suffices for, from 32 to 1,024. Results do not
-        depend on it.
+        64 on a CPU, where passes over small images run side by side, up to one for each of torch's threads; on a GPU
+        as many as half of its free memory suffices for, from 32 to 1,024. Results do not depend on it.
 
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
         Number format of forward passes outside of training (autocast where it is not fp32). ``"bf16"`` is faster on

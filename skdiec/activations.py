@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_HOOKING = threading.Lock()
+"""Held while a hook is added: torch numbers hooks in two steps, between which another thread would get the same one."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -205,7 +208,8 @@ def _hooks(network: nn.Module, names: Sequence[str], act: Callable[[str, Any], N
                 if threading.get_ident() == owner:
                     act(name, output)
 
-            handles.append(network.get_submodule(name).register_forward_hook(hook))
+            with _HOOKING:
+                handles.append(network.get_submodule(name).register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

@@ -7,11 +7,12 @@ import itertools
 import logging
 import math
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import joblib
 import numpy as np
@@ -34,8 +35,14 @@ differently, in the last bits; full groups make a row's features independent of 
 BLOCK_ROWS = 4096
 """Rows whose features `map_features` holds at a time."""
 
-BATCH_SIZE = 128
+BATCH_SIZE = 64
 """Images per forward pass on a CPU, whose caches larger batches only overflow."""
+
+MAX_PASSES = 8
+"""Forward passes side by side on a CPU at most: Python takes its part of each, and serves one at a time."""
+
+PIXELS_AT_ONCE = 2**20
+"""Pixels of all images in passes side by side: large images keep all threads busy in one pass, and need memory."""
 
 LARGEST_BATCH = 1024
 """Images per forward pass of a GPU at most: more keep no GPU busier."""
@@ -44,6 +51,8 @@ MEMORY_MAP_ABOVE = 2**31
 """Bytes above which a matrix is a memory map of a temporary file, which goes with it, instead of an array in memory."""
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
 
@@ -84,9 +93,10 @@ class FeatureExtractor:
         the border are repeated.
     seed : int, default=0
         Seeds the draws.
-    batch_size : int, default=128
+    batch_size : int, default=64
         Images per forward pass (see `suited_batch_size`), rounded up to a multiple of 32; halved, as often as need be,
-        where the device's memory does not suffice.
+        where the device's memory does not suffice. On a CPU, passes over small images run side by side, up to one for
+        each of torch's threads.
     precision : {"fp32", "bf16", "fp16"}, default="fp32"
         Number format of the passes of `extract` (autocast where it is not fp32). Features are float32 in any case.
     memory : joblib.Memory, default=no caching
@@ -191,20 +201,35 @@ class FeatureExtractor:
         network, device = self.backbone.network, self.backbone.device
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         first = 0
-        with activations.evaluating(network), torch.inference_mode(), _computing_in(self.precision, device):
-            for images in _read_ahead(source, batches, device):
+
+        def forward(images: Tensor) -> dict[Cell, Tensor]:
+            nonlocal size
+            # Both are a thread's own: the passes of a CPU are in several.
+            with torch.inference_mode(), _computing_in(self.precision, device):
                 part, size = self._forward_in_parts(images, cells, draws, size)
+            return part
+
+        with activations.evaluating(network):
+            for part in _side_by_side(forward, _read_ahead(source, batches, device), self._n_passes(size)):
+                count = len(part[cells[0]])
                 for cell, values in part.items():
                     if cell not in features:
                         features[cell] = _empty((len(rows), values.shape[1]), np.float32)
-                    features[cell][first : first + len(images)] = values.cpu().numpy()
-                first += len(images)
+                    features[cell][first : first + count] = values.cpu().numpy()
+                first += count
         for cell, matrix in features.items():
             with np.errstate(invalid="ignore"):  # infinities of both signs
                 total = matrix.sum(dtype=np.float64)
             if not np.isfinite(total):  # one sum tells: it is finite only if all values are
                 raise ValueError(f"the backbone's activations at {cell} are not finite")
         return features
+
+    def _n_passes(self, size: int) -> int:
+        """Return how many passes of so many images should run side by side, which small ones do best on a CPU."""
+        if self.backbone.device.type != "cpu":
+            return 1
+        at_once = PIXELS_AT_ONCE // (size * math.prod(self.backbone.input_shape[1:]))
+        return max(1, min(torch.get_num_threads(), MAX_PASSES, at_once))
 
     def _forward_in_parts(
         self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw], size: int
@@ -275,13 +300,36 @@ def _read_ahead(source: ImageSource, batches: Sequence[NDArray[np.integer]], dev
         return images.pin_memory() if device.type == "cuda" else images
 
     with ThreadPoolExecutor(1) as reader:
-        following = [reader.submit(read, batch) for batch in batches[:1]]
-        for batch in batches[1:]:
-            images = following.pop().result()
-            following.append(reader.submit(read, batch))
-            yield images
-        for last in following:
-            yield last.result()
+        yield from _in_order(reader, read, batches, ahead=1)
+
+
+def _side_by_side(forward: Callable[[_T], _R], batches: Iterable[_T], n_passes: int) -> Iterator[_R]:
+    """Yield the results of passes over batches, in order: several at a time, which share torch's threads.
+
+    Two passes of one thread each take less time than two passes, one after the other, of two threads: layers of small
+    images are too small to be divided.
+    """
+    if n_passes == 1:
+        yield from map(forward, batches)
+        return
+    threads = torch.get_num_threads()
+    try:
+        # A thread that is new to torch computes with as many as were set last, others keep to what they have.
+        with ThreadPoolExecutor(n_passes, initializer=torch.set_num_threads, initargs=(threads // n_passes,)) as pool:
+            yield from _in_order(pool, forward, batches, ahead=n_passes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_order(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int) -> Iterator[_R]:
+    """Yield the results for all items, while a pool works on those of the next ones."""
+    pending: deque[Future[_R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _computing_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -328,7 +376,7 @@ def suited_batch_size(backbone: PixelBackbone) -> int:
     Returns
     -------
     int
-        128 on a CPU; a multiple of 32 from 32 to 1,024 on a GPU.
+        64 on a CPU; a multiple of 32 from 32 to 1,024 on a GPU.
     """
     if backbone.device.type != "cuda":
         return BATCH_SIZE

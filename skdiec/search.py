@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
@@ -30,11 +31,14 @@ Criterion = str | Callable[[NDArray, NDArray], float]
 TRUSTED_SHARE = 0.25
 """Share of the cells, those with the highest Scott scores, whose graphs make the consensus graph."""
 
-HALVING_FACTOR = 4
-"""A stage of the halving keeps one in so many timesteps, and the next one sees so many times more images."""
+MIN_TRUSTED = 4
+"""Cells whose graphs make the consensus graph at least: that of one or two would mostly praise their own."""
+
+SUBSET_FRACTION = 3
+"""Stages of the halving before the last one see one in so many images: fewer of them prefer late timesteps."""
 
 IMAGES_PER_CLUSTER = 40
-"""On fewer images for each cluster than this, nothing is dropped: few images prefer late timesteps."""
+"""On fewer images for each cluster than this, nothing is dropped."""
 
 THREADED_ROWS = 1000
 """Cells of fewer images are scored by one thread: they mostly take Python's time, which threads do not share."""
@@ -45,8 +49,8 @@ N_PROBES = 2
 EXACT_WIDTH = 256
 """Features with more columns are reduced by a randomised PCA."""
 
-FIRST_TIMESTEPS = 8
-"""The first stage of the halving scores at least so many timesteps; of more than twice as many not all."""
+N_GROUPS = 4
+"""Groups of neighbouring timesteps that the halving compares, each by one of them, before it looks into the best."""
 
 
 @dataclass(frozen=True)
@@ -165,21 +169,20 @@ def search_cells(
     neighbourhood graph. Scores are averaged over draws.
 
     ``"halving"`` answers the paper's question whether that can be cheaper. The best layer hardly changes with the
-    timestep (the paper's weak coupling), so layers and poolings come first: they are scored at two timesteps, on few
-    images and one draw, and the best third stays. Then the timesteps, by successive halving: all of them are scored on
-    as many images; the best quarter stays, again with the best third of layers and poolings; and so on with up to four
-    times the images, until one timestep is left, whose cells are scored on all images and draws. No stage sees fewer
-    than 40 images for each cluster, so that for many clusters all may see all images: then only draws, timesteps and
-    layers are saved. A timestep, like a layer and pooling, is as good as its best cell. Of 16 timesteps or more, one of
-    each two, three, ... neighbours is scored first, which stay or go together. Passes end at the deepest layer that is
-    left.
+    timestep (the paper's weak coupling), so layers and poolings come first: they are scored at two timesteps, on a
+    third of the images and one draw, and the best third stays. Then the timesteps, whose neighbours score alike: one
+    of each of four groups of neighbours is scored on as many images, then each of the best group; and the cells of the
+    best timestep on all images and draws. Each time the better half of layers and poolings stays. A timestep is as good
+    as the mean of its cells, and so is a layer with a pooling: their noise averages out. No stage sees fewer than 40
+    images for each cluster, so that for many clusters all may see all images: then only draws, timesteps and layers
+    are saved. Passes end at the deepest layer that is left.
 
     The partition of a cell that was scored before, on fewer images or with another draw, is where k-means starts from.
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
     are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the
-    neighbourhood graphs of the quarter of the cells with the highest Scott scores. Its value is the modularity there
-    (`skdiec.scores.modularity`). This departs from the paper, which chooses by the Scott score alone.
+    neighbourhood graphs of the quarter of the cells, at least four, with the highest Scott scores. Its value is the
+    modularity there (`skdiec.scores.modularity`). This departs from the paper, which chooses by the Scott score alone.
 
     Parameters
     ----------
@@ -242,24 +245,16 @@ def search_cells(
         for column, timestep in enumerate(timesteps)
         for layer, pooling in pairs
     }
-    groups: list[tuple[int, ...]] = [(timestep,) for timestep in timesteps]
-    plan = [(n_images, n_draws)]
-    if strategy == "halving":
-        groups = _neighbours(timesteps)
-        plan = _halving_plan(n_images, n_draws, groups, IMAGES_PER_CLUSTER * n_clusters)
-    probes = [timestep for timestep, *_ in groups]
-    if strategy == "halving" and len(pairs) > 1 and len(probes) > N_PROBES:
-        plan = [plan[0], *plan]
-        probes = [probes[round(place * (len(probes) - 1) / (N_PROBES + 1))] for place in range(1, N_PROBES + 1)]
     stages: list[SearchStage] = []
-    cells = [cell for cell in position if cell.timestep in probes]
     known: dict[tuple[Cell, int], _Scored] = {}
     latest: dict[Cell, _Scored] = {}
-    for count, draws in plan:
+
+    def run(cells: Sequence[Cell], count: int, draws: int) -> dict[Cell, float]:
+        """Score cells on some images and draws, which makes a stage; return their finite values."""
         started = time.monotonic()
         scores = {name: np.full((len(names), len(timesteps), len(poolings)), np.nan) for name in ("scott", key)}
         if stages and stages[-1].n_images != count:
-            known = {}
+            known.clear()
         n_forward, n_evaluations = 0, 0.0
         for timestep in dict.fromkeys(cell.timestep for cell in cells):
             wanted = [cell for cell in cells if cell.timestep == timestep]
@@ -268,8 +263,8 @@ def search_cells(
                     continue
                 features = extract(wanted, draw, count)
                 scored = _in_parallel([(features[cell], latest.get(cell)) for cell in wanted], score, n_jobs)
-                latest |= dict(zip(wanted, scored, strict=True))
-                known |= {(cell, draw): latest[cell] for cell in wanted}
+                latest.update(zip(wanted, scored, strict=True))
+                known.update({(cell, draw): latest[cell] for cell in wanted})
                 n_forward += count
                 n_evaluations += count * max(costs[cell.layer] if costs else 1.0 for cell in wanted)
             for cell in wanted:
@@ -286,19 +281,16 @@ def search_cells(
             raise ValueError(f"criterion {key!r} gave no finite value for any cell")
         seconds = time.monotonic() - started
         stages.append(SearchStage(count, draws, tuple(cells), scores, n_forward, n_evaluations, seconds))
-        ranked = sorted(
-            (cell for cell in cells if np.isfinite(scores[key][position[cell]])),
-            key=lambda cell: -scores[key][position[cell]],
-        )
-        if len(stages) == 1 and len(probes) < len(groups):
-            cells = [
-                Cell(layer, timestep, pooling) for timestep, *_ in groups for layer, pooling in _best_third(ranked)
-            ]
-        else:
-            cells = _survivors(ranked, groups)
-            groups = [(timestep,) for timestep in timesteps]
+        values = {cell: float(scores[key][position[cell]]) for cell in cells}
+        return {cell: value for cell, value in values.items() if math.isfinite(value)}
+
+    cells = list(position)
+    if strategy == "halving":
+        size = min(n_images, max(n_images // SUBSET_FRACTION, IMAGES_PER_CLUSTER * n_clusters))
+        cells = _halve(lambda cells: run(cells, size, 1), pairs, timesteps)
+    values = run(cells, n_images, n_draws)
     return SearchResult(
-        best=ranked[0],
+        best=max(values, key=lambda cell: values[cell]),
         layers=tuple(layers),
         timesteps=tuple(timesteps),
         poolings=tuple(poolings),
@@ -307,44 +299,54 @@ def search_cells(
     )
 
 
-def _neighbours(timesteps: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return groups of neighbouring timesteps, as many as the first stage scores; their middle ones come first."""
-    ordered = sorted(timesteps)
-    size = max(1, len(ordered) // FIRST_TIMESTEPS)
-    groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    return [tuple(sorted(group, key=lambda timestep: timestep != group[len(group) // 2])) for group in groups]
+def _halve(
+    rank: Callable[[Sequence[Cell]], Mapping[Cell, float]], pairs: Sequence[tuple[str, int]], timesteps: Sequence[int]
+) -> list[Cell]:
+    """Return the cells of the last stage: those of one timestep, with the layers and poolings that are left.
 
-
-def _halving_plan(n_images: int, n_draws: int, groups: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int]]:
-    """Return the numbers of images and draws of each stage."""
-    count, size = len(groups), len(groups[0])
-    sizes: list[int] = []
-    while count > 1:
-        count, size = _quarter(count) * size, 1
-        sizes.append(n_images // HALVING_FACTOR ** (len(sizes) + 1))
-    return [*((max(min(least, n_images), each), 1) for each in reversed(sizes)), (n_images, n_draws)]
-
-
-def _quarter(count: int) -> int:
-    return max(1, count // HALVING_FACTOR)
-
-
-def _survivors(ranked: Sequence[Cell], groups: Sequence[tuple[int, ...]]) -> list[Cell]:
-    """Return the cells of the best quarter of the groups with the best third of layers and poolings.
-
-    Cells come with the best first; a group of timesteps is known by its first one.
+    `rank` says how good cells are.
     """
-    best = list(dict.fromkeys(cell.timestep for cell in ranked))
-    best = best[: _quarter(len(best))]
-    pairs = _best_third([cell for cell in ranked if cell.timestep in best])
-    kept = sorted(timestep for group in groups if group[0] in best for timestep in group)
-    return [Cell(layer, timestep, pooling) for timestep in kept for layer, pooling in pairs]
+    groups = _neighbours(timesteps)
+    middles = [group[len(group) // 2] for group in groups]
+    if len(pairs) > 1 and len(groups) > N_PROBES:
+        probes = [middles[round(place * (len(groups) - 1) / (N_PROBES + 1))] for place in range(1, N_PROBES + 1)]
+        pairs = _best_pairs(rank(_cells(pairs, probes)), 3)
+    left: Sequence[int] = middles
+    if len(groups) > 1:
+        values = rank(_cells(pairs, middles))
+        pairs, left = _best_pairs(values, 2), groups[middles.index(_best_timestep(values))]
+    if len(left) > 1:
+        values = rank(_cells(pairs, left))
+        pairs, left = _best_pairs(values, 2), [_best_timestep(values)]
+    return _cells(pairs, left)
 
 
-def _best_third(ranked: Sequence[Cell]) -> list[tuple[str, int]]:
-    """Return the best third of the layers and poolings of some cells, which come with the best first."""
-    pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked))
-    return pairs[: math.ceil(len(pairs) / 3)]
+def _neighbours(timesteps: Sequence[int]) -> list[list[int]]:
+    """Return groups of neighbouring timesteps."""
+    ordered = sorted(timesteps)
+    size = max(1, len(ordered) // N_GROUPS)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _cells(pairs: Sequence[tuple[str, int]], timesteps: Sequence[int]) -> list[Cell]:
+    return [Cell(layer, timestep, pooling) for timestep in timesteps for layer, pooling in pairs]
+
+
+def _best_pairs(values: Mapping[Cell, float], divisor: int) -> list[tuple[str, int]]:
+    """Return one in so many of the layers and poolings of some cells, those with the highest mean."""
+    means = _means(values, lambda cell: (cell.layer, cell.pooling))
+    return sorted(means, key=lambda pair: -means[pair])[: math.ceil(len(means) / divisor)]
+
+
+def _best_timestep(values: Mapping[Cell, float]) -> int:
+    means = _means(values, lambda cell: cell.timestep)
+    return max(means, key=lambda timestep: means[timestep])
+
+
+def _means(values: Mapping[Cell, float], part: Callable[[Cell], Any]) -> dict[Any, float]:
+    """Return the mean value of the cells with each layer and pooling, or each timestep."""
+    parts = dict.fromkeys(map(part, values))
+    return {each: float(np.mean([value for cell, value in values.items() if part(cell) == each])) for each in parts}
 
 
 def _in_parallel(
@@ -379,7 +381,7 @@ class _Scored:
 def _consensus(runs: Mapping[Cell, Sequence[_Scored]]) -> dict[Cell, float]:
     """Judge the partitions of all cells, one for each draw, on the graphs of those with the highest Scott scores."""
     by_scott = sorted(runs, key=lambda cell: -np.mean([run.scott for run in runs[cell]]))
-    trusted = by_scott[: max(1, round(TRUSTED_SHARE * len(runs)))]
+    trusted = by_scott[: max(MIN_TRUSTED, round(TRUSTED_SHARE * len(runs)))]
     graph = sum(run.graph for cell in trusted for run in runs[cell])
     return {cell: float(np.mean([modularity(graph, run.labels) for run in each])) for cell, each in runs.items()}
 
