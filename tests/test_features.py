@@ -1,5 +1,6 @@
 import dataclasses
 import tempfile
+import threading
 from types import SimpleNamespace
 
 import joblib
@@ -183,7 +184,8 @@ def test_passes_have_whole_groups_of_rows_and_serve_all_cells(batch_size, passes
     seen = []
     extractor.backbone.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     dataclasses.replace(extractor, batch_size=batch_size).extract(SOURCE, CELLS)
-    assert seen == [size for size in passes for _ in range(3)]
+    # In any order: those of several batches run side by side.
+    assert sorted(seen) == sorted(size for size in passes for _ in range(3))
 
 
 def test_pass_ends_at_the_deepest_wanted_layer(extractor):
@@ -268,8 +270,8 @@ def test_a_gpu_gets_batches_that_half_of_its_free_memory_suffices_for(monkeypatc
     assert suited_batch_size(SimpleNamespace(device=torch.device("cuda"))) == size
 
 
-def test_a_cpu_gets_batches_of_128(backbone):
-    assert suited_batch_size(backbone) == 128
+def test_a_cpu_gets_batches_of_64(backbone):
+    assert suited_batch_size(backbone) == 64
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -300,6 +302,74 @@ def test_batches_are_read_ahead_one_at_a_time():
     assert list(features._read_ahead(source, [], torch.device("cpu"))) == []
     with pytest.raises(OSError, match="no such image"):
         list(features._read_ahead(source, [np.array([1]), np.array([9])], torch.device("cpu")))
+
+
+@pytest.fixture
+def threads():
+    """Give torch as many threads as asked for."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("threads_of_torch", "shape", "batch_size", "expected"),
+    [
+        (1, (1, 8, 8), 64, 1),
+        (3, (1, 8, 8), 64, 3),
+        (16, (1, 8, 8), 64, 8),
+        (16, (3, 64, 64), 64, 4),  # 2**20 pixels, whatever their channels
+        (16, (3, 64, 64), 32, 8),
+        (16, (3, 256, 256), 64, 1),
+    ],
+)
+def test_passes_side_by_side(threads_of_torch, shape, batch_size, expected, threads):
+    threads(threads_of_torch)
+    backbone = SimpleNamespace(device=torch.device("cpu"), input_shape=shape)
+    assert FeatureExtractor(backbone)._n_passes(batch_size) == expected
+    backbone.device = torch.device("cuda")
+    assert FeatureExtractor(backbone)._n_passes(batch_size) == 1
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_passes_run_side_by_side_and_share_the_threads(extractor, threads):
+    threads(4)
+    extractor = dataclasses.replace(extractor, batch_size=8)
+    used, meeting = [], threading.Barrier(2, timeout=30)
+
+    def meet(module, inputs):
+        used.append((threading.get_ident(), torch.get_num_threads()))
+        meeting.wait()  # breaks, and says so, where one pass comes after the other
+
+    images = np.random.default_rng(1).integers(0, 256, (16, *SOURCE.shape), dtype=np.uint8)
+    handle = extractor.backbone.network.register_forward_pre_hook(meet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "MAX_PASSES", 2)
+        side_by_side = extractor.extract(as_image_source(images), CELLS)
+    assert len({thread for thread, _ in used}) == 2
+    assert threading.get_ident() not in {thread for thread, _ in used}
+    assert {count for _, count in used} == {2}
+    assert torch.get_num_threads() == 4
+    handle.remove()
+    threads(1)
+    one_by_one = extractor.extract(as_image_source(images), CELLS)
+    for cell in CELLS:
+        assert_allclose(side_by_side[cell], one_by_one[cell], rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_threads_are_given_back_where_a_pass_fails(extractor, threads):
+    threads(2)
+    extractor = dataclasses.replace(extractor, batch_size=8)
+
+    def fail(module, inputs):
+        raise RuntimeError("no such pass")
+
+    extractor.backbone.network.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no such pass"):
+        extractor.extract(SOURCE, CELLS)
+    assert torch.get_num_threads() == 2
+    assert not any(module.training for module in extractor.backbone.network.modules())
 
 
 # Precision and memory

@@ -184,7 +184,9 @@ def test_criteria_score_the_partition_with_the_lowest_cut_on_the_graph(change, c
     assert result.scores[result.criterion].item() == pytest.approx(np.mean(values), rel=1e-6)
 
 
-@pytest.mark.parametrize(("timesteps", "n_graphs"), [((10, 300), 3), ((10,), 2)])
+@pytest.mark.parametrize(
+    ("timesteps", "n_graphs"), [((10, 300), 4), ((10,), 4), ((10, 100, 300), 4), ((10, 50, 100, 300), 6)]
+)
 def test_consensus_is_modularity_on_the_graphs_of_the_quarter_of_cells_that_scott_trusts(timesteps, n_graphs):
     better = Cell("wide", 10, 4), Cell("flat", 10, 1)
 
@@ -391,47 +393,55 @@ def test_halving_finds_the_cell_with_clusters(place_of_best, criterion, coupling
     assert result.best == best
 
 
-def test_halving_scores_fewer_cells_on_more_images_then_on_all_draws(monkeypatch):
-    monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 10)
+def means(result, stage, part):
+    """Mean value of a stage's cells for each timestep, or layer and pooling, the best first."""
+    parts = {}
+    for cell in stage.cells:
+        parts.setdefault(part(cell), []).append(stage.scores[result.criterion][place(result, cell)])
+    return sorted(parts, key=lambda each: -np.mean(parts[each]))
+
+
+def pair(cell):
+    return cell.layer, cell.pooling
+
+
+def timestep(cell):
+    return cell.timestep
+
+
+def test_halving_scores_fewer_cells_then_on_all_images_and_draws():
     timesteps = (5, 7, 10, 20, 40, 80, 160, 320)
     calls = []
     costs = {"early": 0.25, "middle": 0.5, "late": 1.0}
-    space = {**SPACE, "timesteps": timesteps, "costs": costs}
+    space = {**SPACE, "n_images": 150, "timesteps": timesteps, "costs": costs}
     result = search_cells(two_clusters(Cell("middle", 20, 2), calls), **space)
-    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == [(20, 1), (20, 1), (50, 1), (200, 2)]
-    assert [len({cell.timestep for cell in stage.cells}) for stage in result.stages] == [2, 8, 2, 1]
-    assert {cell.timestep for cell in result.stages[0].cells} == {10, 80}
-    assert [len({(cell.layer, cell.pooling) for cell in stage.cells}) for stage in result.stages] == [6, 2, 1, 1]
-    assert [len(stage.cells) for stage in result.stages] == [12, 16, 2, 1]
-    assert result.n_images == 200
-    for number, (before, stage) in enumerate(zip(result.stages, result.stages[1:], strict=False)):
-        values = {cell: before.scores["consensus"][place(result, cell)] for cell in before.cells}
-        ranked = sorted(values, key=lambda cell: -values[cell])
-        kept = (
-            timesteps
-            if number == 0
-            else list(dict.fromkeys(cell.timestep for cell in ranked))[: max(1, len(timesteps) // 4)]
-        )
-        kept = kept[: len({cell.timestep for cell in stage.cells})]
-        pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in ranked if cell.timestep in kept))
-        assert {cell.timestep for cell in stage.cells} == set(kept)
-        assert {(cell.layer, cell.pooling) for cell in stage.cells} == set(pairs[: -(-len(pairs) // 3)])
+    assert [(stage.n_images, stage.n_draws) for stage in result.stages] == [(80, 1), (80, 1), (80, 1), (150, 2)]
+    probed, compared, within, last = result.stages
+    assert {cell.timestep for cell in probed.cells} == {20, 80}
+    assert {cell.timestep for cell in compared.cells} == {7, 20, 80, 320}
+    assert [len(set(map(pair, stage.cells))) for stage in result.stages] == [6, 2, 1, 1]
+    assert [len(stage.cells) for stage in result.stages] == [12, 8, 2, 1]
+    assert set(map(pair, compared.cells)) == set(means(result, probed, pair)[:2])
+    assert set(map(pair, within.cells)) == set(means(result, compared, pair)[:1])
+    group = {7: {5, 7}, 20: {10, 20}, 80: {40, 80}, 320: {160, 320}}[means(result, compared, timestep)[0]]
+    assert set(map(timestep, within.cells)) == group
+    assert set(map(timestep, last.cells)) == {means(result, within, timestep)[0]}
     for stage in result.stages:
         for scores in stage.scores.values():
             assert np.isfinite(scores).sum() == len(stage.cells)
+    assert result.n_images == 150
     assert result.scores is result.stages[-1].scores
-    # Each timestep's cells together.
-    # What was scored on as many images is known.
-    assert [count for _, _, count in calls] == [20] * 8 + [50] * 2 + [200] * 2
-    assert [draw for _, draw, _ in calls] == [0] * 11 + [1]
-    assert [stage.n_forward for stage in result.stages] == [40, 120, 100, 400]
-    assert result.n_forward == 660
+    # What was scored on as many images is known: two of four timesteps, then one of two.
+    assert [count for _, _, count in calls] == [80] * 5 + [150] * 2
+    assert [draw for _, draw, _ in calls] == [0] * 6 + [1]
+    assert [stage.n_forward for stage in result.stages] == [160, 160, 80, 300]
+    assert result.n_forward == 700
     work = [count * max(costs[cell.layer] for cell in cells) for cells, _, count in calls]
     assert [stage.n_evaluations for stage in result.stages] == [
-        40 * costs["late"],
-        sum(work[2:8]),
-        sum(work[8:10]),
-        sum(work[10:]),
+        160 * costs["late"],
+        sum(work[2:4]),
+        work[4],
+        sum(work[5:]),
     ]
     assert result.n_evaluations == sum(work)
     assert result.seconds == pytest.approx(sum(stage.seconds for stage in result.stages))
@@ -442,8 +452,7 @@ def place(result, cell):
 
 
 @pytest.mark.parametrize("best", [10, 60, 110, 200])
-def test_neighbouring_timesteps_are_scored_for_each_other_first(best, monkeypatch):
-    monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 20)
+def test_neighbouring_timesteps_are_scored_for_each_other_first(best):
     timesteps = tuple(range(200, 0, -10))  # any order
 
     def extract(cells, draw, count):
@@ -451,19 +460,36 @@ def test_neighbouring_timesteps_are_scored_for_each_other_first(best, monkeypatc
         for cell in cells:
             rng = np.random.default_rng([cell.timestep, cell.pooling, draw])
             values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
-            near = np.exp(-abs(cell.timestep - best) / 15)
+            near = np.exp(-abs(cell.timestep - best) / 30)
             values[::2, 0] += 4 * (1 + 2 * near) * (cell.layer == "late") * (cell.pooling == 2)
             found[cell] = values[:count].astype(np.float32)
         return found
 
     result = search_cells(extract, **{**SPACE, "timesteps": timesteps, "n_draws": 1}, criterion="scott")
-    probed, first, second, _ = ({cell.timestep for cell in stage.cells} for stage in result.stages)
-    assert probed == {80, 140}
-    assert first == set(range(20, 201, 20))
-    pairs = {-(-timestep // 20) for timestep in second}
-    assert second == {timestep for pair in pairs for timestep in (20 * pair - 10, 20 * pair)}
-    assert len(second) == 4
+    probed, compared, within, last = ({cell.timestep for cell in stage.cells} for stage in result.stages)
+    assert compared == {30, 80, 130, 180}
+    assert probed == {80, 130}
+    group = (best - 10) // 50
+    assert within == {50 * group + step for step in (10, 20, 30, 40, 50)}
+    assert last == {best}
     assert result.best == Cell("late", best, 2)
+
+
+def test_layers_and_timesteps_are_judged_by_means_not_by_one_lucky_cell():
+    def extract(cells, draw, count):
+        found = {}
+        for cell in cells:
+            rng = np.random.default_rng([cell.timestep, cell.pooling])
+            values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
+            lucky = cell == Cell("early", 40, 1)
+            values[::2, 0] += 9 if lucky else 6 * (cell.layer == "late") + 2 * (cell.timestep == 10)
+            found[cell] = values[:count].astype(np.float32)
+        return found
+
+    result = search_cells(extract, **SPACE, criterion="scott")
+    probed = result.stages[0]
+    assert max(probed.cells, key=lambda cell: probed.scores["scott"][place(result, cell)]) == Cell("early", 40, 1)
+    assert (result.best.layer, result.best.timestep) == ("late", 10)
 
 
 @pytest.mark.parametrize(
@@ -473,13 +499,14 @@ def test_neighbouring_timesteps_are_scored_for_each_other_first(best, monkeypatc
         ({"timesteps": (5,), "n_draws": 1}, [(200, 1)]),
         ({"timesteps": (5, 10), "n_draws": 1}, [(80, 1), (200, 1)]),
         # From three timesteps on, layers are compared at two of them first, unless there is only one.
-        ({"n_clusters": 1}, [(50, 1), (50, 1), (200, 2)]),
-        ({"n_clusters": 1, "layers": {"late": (2, 4, 4)}, "poolings": (2,)}, [(50, 1), (200, 2)]),
+        ({"n_clusters": 1}, [(66, 1), (66, 1), (200, 2)]),
+        ({"n_clusters": 1, "layers": {"late": (2, 4, 4)}, "poolings": (2,)}, [(66, 1), (200, 2)]),
         ({"n_clusters": 3}, [(120, 1), (120, 1), (200, 2)]),
         ({"n_clusters": 20, "n_draws": 1}, [(200, 1), (200, 1), (200, 1)]),
-        ({"timesteps": tuple(range(1, 17)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (50, 1), (200, 1)]),
-        ({"timesteps": tuple(range(1, 18)), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (50, 1), (200, 1)]),
-        ({"timesteps": range(1, 81), "n_draws": 1, "n_clusters": 1}, [(40, 1), (40, 1), (40, 1), (50, 1), (200, 1)]),
+        # From eight on, one of several neighbours is scored first.
+        ({"timesteps": tuple(range(1, 8)), "n_draws": 1, "n_clusters": 1}, [(66, 1), (66, 1), (200, 1)]),
+        ({"timesteps": tuple(range(1, 9)), "n_draws": 1, "n_clusters": 1}, [(66, 1), (66, 1), (66, 1), (200, 1)]),
+        ({"timesteps": range(1, 81), "n_draws": 1, "n_clusters": 1}, [(66, 1), (66, 1), (66, 1), (200, 1)]),
     ],
 )
 def test_stages_of_halving(change, plan):
