@@ -55,8 +55,9 @@ plt.show()
 # %%
 # The same for less
 # -----------------
-# ``search="halving"`` compares layers at two timesteps first, then timesteps with the layers that are left, and looks
-# at all images only for the last ones. Each stage says what it scored, and what it cost in whole forward passes.
+# ``search="halving"`` compares layers at two timesteps first, then timesteps with the layers that are left, on fewer
+# images, and looks at all of them only for the last cells. Each stage says what it scored, and what it cost in whole
+# forward passes.
 
 quick = DiffusionEmbeddedClustering(
     n_clusters=10,

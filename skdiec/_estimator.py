@@ -116,14 +116,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     search : {"grid", "halving"}, default="grid"
         How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images (Algorithm
-        A1 of the paper); ``"halving"`` compares the layers first and the timesteps then, on few images, and the better
-        ones on more, which costs a quarter, and less than a tenth where timesteps and draws are many; see
+        A1 of the paper); ``"halving"`` compares the layers first and the timesteps then, on a third of the images, and
+        only the best ones on all, which costs a quarter, and less than a tenth where timesteps and draws are many; see
         `skdiec.search.search_cells`. `search_result_` says what each stage scored and cost.
 
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         What a cell of the search is scored by. All but the Scott score look at the best partition found on the cell's
-        neighbourhood graph: its modularity on the graphs of the quarter of the cells with the highest Scott scores
-        taken together (``"consensus"``); its normalised cut on its own graph, as it is or relative to what further
+        neighbourhood graph: its modularity on the graphs of the quarter of the cells (at least four) with the highest
+        Scott scores taken together (``"consensus"``); its normalised cut on its own graph, as it is or relative to what further
         clusters would cost (`skdiec.scores.relative_cut`); or ``criterion(features, labels)``, higher is better, such
         as `sklearn.metrics.silhouette_score`, which several threads call at once where `n_jobs` is None. ``"scott"`` is
         the paper's, which keeps rising with noise; `scott_scores_` is there whatever chooses.

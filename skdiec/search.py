@@ -46,11 +46,11 @@ THREADED_ROWS = 1000
 N_PROBES = 2
 """Timesteps at which the halving compares layers and poolings before it turns to the others."""
 
-EXACT_WIDTH = 256
-"""Features with more columns are reduced by a randomised PCA."""
-
 N_GROUPS = 4
 """Groups of neighbouring timesteps that the halving compares, each by one of them, before it looks into the best."""
+
+EXACT_WIDTH = 256
+"""Features with more columns are reduced by a randomised PCA."""
 
 
 @dataclass(frozen=True)
