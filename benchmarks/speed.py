@@ -16,10 +16,9 @@ from skdiec import DiffusionEmbeddedClustering
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone
 from skdiec.datasets import load_dataset
-from skdiec.features import FeatureExtractor, suited_batch_size
+from skdiec.features import BATCH_SIZE, FeatureExtractor, suited_batch_size
 from skdiec.images import as_image_source
 
-BATCH_SIZE = 128
 N_IMAGES = 4096
 ROUNDS = 5
 

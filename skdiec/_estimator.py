@@ -123,10 +123,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         What a cell of the search is scored by. All but the Scott score look at the best partition found on the cell's
         neighbourhood graph: its modularity on the graphs of the quarter of the cells (at least four) with the highest
-        Scott scores taken together (``"consensus"``); its normalised cut on its own graph, as it is or relative to what further
-        clusters would cost (`skdiec.scores.relative_cut`); or ``criterion(features, labels)``, higher is better, such
-        as `sklearn.metrics.silhouette_score`, which several threads call at once where `n_jobs` is None. ``"scott"`` is
-        the paper's, which keeps rising with noise; `scott_scores_` is there whatever chooses.
+        Scott scores taken together (``"consensus"``); its normalised cut on its own graph, as it is or relative to what
+        further clusters would cost (`skdiec.scores.relative_cut`); or ``criterion(features, labels)``, higher is
+        better, such as `sklearn.metrics.silhouette_score`, which several threads call at once where `n_jobs` is None.
+        ``"scott"`` is the paper's, which keeps rising with noise; `scott_scores_` is there whatever chooses.
 
     max_search_samples : int, default=2000
         Images, drawn at random, that cells are scored on.
