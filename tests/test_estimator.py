@@ -711,16 +711,16 @@ def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, ex
     space = {"layer": ["mid_block", "up_blocks.0"], "timestep": (20, 50, 100, 150, 200, 300), "pooling": (1, 2)}
     model = make_model(search="halving", **space).fit(images)
     result = model.search_result_
-    assert [stage.n_images for stage in result.stages] == [12, 12, 48]
+    assert [stage.n_images for stage in result.stages] == [16, 16, 48]
     assert [len(stage.cells) for stage in result.stages] == [8, 12, 1]
     few, _ = extracted[0]
     assert all(np.array_equal(rows, few) for rows, _ in extracted[:6])
-    assert len(few) == 12
-    assert few.max() > 12  # not the first ones
+    assert len(few) == 16
+    assert few.max() > 16  # not the first ones
     rows, _ = extracted[6]
-    assert_array_equal(rows[:12], few)
+    assert_array_equal(rows[:16], few)
     assert len(set(rows)) == len(rows) == 48
-    assert result.n_evaluations < result.n_forward == 6 * 12 + 48
+    assert result.n_evaluations < result.n_forward == 6 * 16 + 48
     assert same_partition(model.labels_, labels)
     dropped = np.isnan(result.scores["scott"]).all(axis=(0, 2))
     assert dropped.sum() == 5
