@@ -16,7 +16,7 @@ from skdiec import DiffusionEmbeddedClustering
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone
 from skdiec.datasets import load_dataset
-from skdiec.features import BATCH_SIZE, FeatureExtractor, suited_batch_size
+from skdiec.features import FeatureExtractor, suited_batch_size
 from skdiec.images import as_image_source
 
 N_IMAGES = 4096
@@ -38,11 +38,12 @@ def extraction(images: np.ndarray, backbone: PixelBackbone) -> list[str]:
     """Compare extraction with the bare, truncated forward pass at the same batch size."""
     cell = Cell("mid_block", 50, 4)
     source = as_image_source(images[:N_IMAGES])
-    extractor = FeatureExtractor(backbone, n_draws=1, batch_size=BATCH_SIZE)
-    run = bare_pass(backbone, cell.layer, cell.timestep, BATCH_SIZE)
+    batch_size = suited_batch_size(backbone)
+    extractor = FeatureExtractor(backbone, n_draws=1, batch_size=batch_size)
+    run = bare_pass(backbone, cell.layer, cell.timestep, batch_size)
 
     def bare() -> None:
-        for _ in range(N_IMAGES // BATCH_SIZE):
+        for _ in range(N_IMAGES // batch_size):
             run()
 
     def ours() -> None:

@@ -277,12 +277,13 @@ def search_cells(
             runs = {cell: [known[cell, draw] for draw in range(draws)] for cell in cells}
             for cell, value in _consensus(runs).items():
                 scores[key][position[cell]] = value
-        if not np.isfinite(scores[key]).any():
+        values = {cell: float(scores[key][position[cell]]) for cell in cells}
+        values = {cell: value for cell, value in values.items() if math.isfinite(value)}
+        if not values:
             raise ValueError(f"criterion {key!r} gave no finite value for any cell")
         seconds = time.monotonic() - started
         stages.append(SearchStage(count, draws, tuple(cells), scores, n_forward, n_evaluations, seconds))
-        values = {cell: float(scores[key][position[cell]]) for cell in cells}
-        return {cell: value for cell, value in values.items() if math.isfinite(value)}
+        return values
 
     cells = list(position)
     if strategy == "halving":
@@ -300,23 +301,23 @@ def search_cells(
 
 
 def _halve(
-    rank: Callable[[Sequence[Cell]], Mapping[Cell, float]], pairs: Sequence[tuple[str, int]], timesteps: Sequence[int]
+    score: Callable[[Sequence[Cell]], Mapping[Cell, float]], pairs: Sequence[tuple[str, int]], timesteps: Sequence[int]
 ) -> list[Cell]:
     """Return the cells of the last stage: those of one timestep, with the layers and poolings that are left.
 
-    `rank` says how good cells are.
+    `score` makes a stage of some cells, and returns their values.
     """
     groups = _neighbours(timesteps)
     middles = [group[len(group) // 2] for group in groups]
     if len(pairs) > 1 and len(groups) > N_PROBES:
         probes = [middles[round(place * (len(groups) - 1) / (N_PROBES + 1))] for place in range(1, N_PROBES + 1)]
-        pairs = _best_pairs(rank(_cells(pairs, probes)), 3)
+        pairs = _best_pairs(score(_cells(pairs, probes)), 3)
     left: Sequence[int] = middles
     if len(groups) > 1:
-        values = rank(_cells(pairs, middles))
+        values = score(_cells(pairs, middles))
         pairs, left = _best_pairs(values, 2), groups[middles.index(_best_timestep(values))]
     if len(left) > 1:
-        values = rank(_cells(pairs, left))
+        values = score(_cells(pairs, left))
         pairs, left = _best_pairs(values, 2), [_best_timestep(values)]
     return _cells(pairs, left)
 

@@ -365,11 +365,11 @@ def test_threads_are_given_back_where_a_pass_fails(extractor, threads):
     def fail(module, inputs):
         raise RuntimeError("no such pass")
 
-    extractor.backbone.network.register_forward_pre_hook(fail)
+    extractor.backbone.network.train().register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="no such pass"):
         extractor.extract(SOURCE, CELLS)
     assert torch.get_num_threads() == 2
-    assert not any(module.training for module in extractor.backbone.network.modules())
+    assert all(module.training for module in extractor.backbone.network.modules())
 
 
 # Precision and memory
