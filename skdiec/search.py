@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.stats import median_abs_deviation
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -33,6 +33,9 @@ TRUSTED_SHARE = 0.25
 
 MIN_TRUSTED = 4
 """Cells whose graphs make the consensus graph at least: that of one or two would mostly praise their own."""
+
+MIN_PAIRS = 4
+"""Layers with a pooling that the halving keeps at least."""
 
 SUBSET_FRACTION = 3
 """Stages of the halving before the last one see one in so many images: fewer of them prefer late timesteps."""
@@ -172,10 +175,13 @@ def search_cells(
     timestep (the paper's weak coupling), so layers and poolings come first: they are scored at two timesteps, on a
     third of the images and one draw, and the best third stays. Then the timesteps, whose neighbours score alike: one
     of each of four groups of neighbours is scored on as many images, then each of the best group; and the cells of the
-    best timestep on all images and draws. Each time the better half of layers and poolings stays. A timestep is as good
-    as the mean of its cells, and so is a layer with a pooling: their noise averages out. No stage sees fewer than 40
-    images for each cluster, so that for many clusters all may see all images: then only draws, timesteps and layers
-    are saved. Passes end at the deepest layer that is left.
+    best timestep on all images and draws. Each time the better half of layers and poolings stays, at least four. No
+    stage sees fewer than 40 images for each cluster, so that for many clusters all may see all images: then only
+    draws, timesteps and layers are saved. Passes end at the deepest layer that is left.
+
+    A timestep is as good as the mean of its cells, and so is a layer with a pooling: their noise averages out. Few
+    images and one draw prefer late timesteps: so the earliest one is taken whose mean is within one standard error of
+    the highest.
 
     The partition of a cell that was scored before, on fewer images or with another draw, is where k-means starts from.
 
@@ -334,20 +340,36 @@ def _cells(pairs: Sequence[tuple[str, int]], timesteps: Sequence[int]) -> list[C
 
 
 def _best_pairs(values: Mapping[Cell, float], divisor: int) -> list[tuple[str, int]]:
-    """Return one in so many of the layers and poolings of some cells, those with the highest mean."""
-    means = _means(values, lambda cell: (cell.layer, cell.pooling))
-    return sorted(means, key=lambda pair: -means[pair])[: math.ceil(len(means) / divisor)]
+    """Return one in so many of the layers and poolings of some cells, at least four, those with the highest mean."""
+    pairs, _, table = _table(values)
+    ranked = np.argsort(-np.nanmean(table, axis=1), kind="stable")
+    return [pairs[place] for place in ranked[: max(MIN_PAIRS, math.ceil(len(pairs) / divisor))]]
 
 
 def _best_timestep(values: Mapping[Cell, float]) -> int:
-    means = _means(values, lambda cell: cell.timestep)
-    return max(means, key=lambda timestep: means[timestep])
+    """Return the earliest timestep whose mean is within one standard error of the highest one.
+
+    The error is that of the best timestep's mean lead, over layers and poolings. It comes from the median deviation:
+    the one layer with clusters, where they are in one alone, would raise a standard deviation as much as the lead.
+    """
+    _, timesteps, table = _table(values)
+    best = int(np.nanmean(table, axis=0).argmax())
+    for column in range(best):
+        lead = table[:, best] - table[:, column]
+        lead = lead[np.isfinite(lead)]
+        if len(lead) > 1 and lead.mean() <= median_abs_deviation(lead, scale="normal") / math.sqrt(len(lead)):
+            return timesteps[column]
+    return timesteps[best]
 
 
-def _means(values: Mapping[Cell, float], part: Callable[[Cell], Any]) -> dict[Any, float]:
-    """Return the mean value of the cells with each layer and pooling, or each timestep."""
-    parts = dict.fromkeys(map(part, values))
-    return {each: float(np.mean([value for cell, value in values.items() if part(cell) == each])) for each in parts}
+def _table(values: Mapping[Cell, float]) -> tuple[list[tuple[str, int]], list[int], NDArray[np.float64]]:
+    """Return layers with poolings, ascending timesteps, and the values of their cells: NaN where there is none."""
+    pairs = list(dict.fromkeys((cell.layer, cell.pooling) for cell in values))
+    timesteps = sorted({cell.timestep for cell in values})
+    table = np.full((len(pairs), len(timesteps)), np.nan)
+    for cell, value in values.items():
+        table[pairs.index((cell.layer, cell.pooling)), timesteps.index(cell.timestep)] = value
+    return pairs, timesteps, table
 
 
 def _in_parallel(

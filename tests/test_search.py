@@ -1,4 +1,5 @@
 import functools
+import itertools
 import logging
 import threading
 import warnings
@@ -359,7 +360,7 @@ SPACE = {
 
 
 def two_clusters(best, calls, coupling=3):
-    """An extract with two clusters in one cell, less of them in its layer and pooling, and hardly any elsewhere."""
+    """An extract with two clusters in one cell, less of them at its timestep or in its layer and pooling."""
     layers = list(SPACE["layers"])
 
     def extract(cells, draw, count):
@@ -368,7 +369,7 @@ def two_clusters(best, calls, coupling=3):
         for cell in cells:
             rng = np.random.default_rng([layers.index(cell.layer), cell.timestep, cell.pooling, draw])
             coupled = (cell.layer, cell.pooling) == (best.layer, best.pooling)
-            separation = (cell.timestep == best.timestep) + coupling * coupled + 20 * (cell == best)
+            separation = 3 * (cell.timestep == best.timestep) + coupling * coupled + 20 * (cell == best)
             values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
             values[::2, 0] += separation
             found[cell] = values[:count].astype(np.float32)
@@ -415,10 +416,11 @@ def test_halving_scores_fewer_cells_then_on_all_images_and_draws():
     probed, compared, within, last = result.stages
     assert {cell.timestep for cell in probed.cells} == {20, 80}
     assert {cell.timestep for cell in compared.cells} == {7, 20, 80, 320}
-    assert [len(set(map(pair, stage.cells))) for stage in result.stages] == [6, 2, 1, 1]
-    assert [len(stage.cells) for stage in result.stages] == [12, 8, 2, 1]
-    assert set(map(pair, compared.cells)) == set(means(result, probed, pair)[:2])
-    assert set(map(pair, within.cells)) == set(means(result, compared, pair)[:1])
+    assert [len(set(map(pair, stage.cells))) for stage in result.stages] == [6, 4, 4, 4]
+    assert [len(stage.cells) for stage in result.stages] == [12, 16, 8, 4]
+    assert set(map(pair, compared.cells)) == set(means(result, probed, pair)[:4])
+    assert set(map(pair, within.cells)) == set(means(result, compared, pair)[:4])
+    assert set(map(pair, last.cells)) == set(map(pair, within.cells))
     group = {7: {5, 7}, 20: {10, 20}, 80: {40, 80}, 320: {160, 320}}[means(result, compared, timestep)[0]]
     assert set(map(timestep, within.cells)) == group
     assert set(map(timestep, last.cells)) == {means(result, within, timestep)[0]}
@@ -457,7 +459,7 @@ def test_neighbouring_timesteps_are_scored_for_each_other_first(best):
             rng = np.random.default_rng([cell.timestep, cell.pooling, draw])
             values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
             near = np.exp(-abs(cell.timestep - best) / 30)
-            values[::2, 0] += 4 * (1 + 2 * near) * (cell.layer == "late") * (cell.pooling == 2)
+            values[::2, 0] += 8 * near + 4 * (cell.layer == "late") * (cell.pooling == 2)
             found[cell] = values[:count].astype(np.float32)
         return found
 
@@ -478,7 +480,7 @@ def test_layers_and_timesteps_are_judged_by_means_not_by_one_lucky_cell():
             rng = np.random.default_rng([cell.timestep, cell.pooling])
             values = rng.normal(size=(200, SPACE["layers"][cell.layer][0] * cell.pooling**2))
             lucky = cell == Cell("early", 40, 1)
-            values[::2, 0] += 9 if lucky else 6 * (cell.layer == "late") + 2 * (cell.timestep == 10)
+            values[::2, 0] += 7 if lucky else 6 * (cell.layer == "late") + 4 * (cell.timestep == 10)
             found[cell] = values[:count].astype(np.float32)
         return found
 
@@ -486,6 +488,38 @@ def test_layers_and_timesteps_are_judged_by_means_not_by_one_lucky_cell():
     probed = result.stages[0]
     assert max(probed.cells, key=lambda cell: probed.scores["scott"][place(result, cell)]) == Cell("early", 40, 1)
     assert (result.best.layer, result.best.timestep) == ("late", 10)
+
+
+@pytest.mark.parametrize(
+    ("leads", "chosen"),
+    [
+        ([0.03, -0.03, 0.02, 0.01, -0.02, 0.0], 10),  # mean 0.0017, standard error 0.011
+        ([0.03, 0.01, 0.02, 0.01, 0.02, 0.03], 20),  # 0.02 and 0.006
+        ([0.01, -0.01, 0.0, 0.01, -0.01, 0.3], 20),  # one that stands out is no noise
+        ([-0.03, -0.01, -0.02, -0.01, -0.02, -0.03], 10),
+    ],
+)
+def test_earliest_timestep_within_one_standard_error_of_the_best_is_taken(leads, chosen):
+    values = dict(zip(itertools.product(SPACE["layers"], SPACE["poolings"]), leads, strict=True))
+
+    def extract(cells, draw, count):
+        halves = np.tile([-1.0, 1.0], 100)[:count, None]  # their spread is what the criterion below returns
+        return {
+            cell: np.float32(halves * (1 + values[pair(cell)] * (cell.timestep == 20)) * np.eye(1, width(cell)))
+            for cell in cells
+        }
+
+    def width(cell):
+        return SPACE["layers"][cell.layer][0] * cell.pooling**2
+
+    result = search_cells(
+        extract,
+        **{**SPACE, "timesteps": (20, 10)},
+        criterion=lambda features, labels: float(features.std(axis=0).sum()),
+    )
+    compared, last = result.stages
+    assert set(map(timestep, compared.cells)) == {10, 20}
+    assert set(map(timestep, last.cells)) == {chosen}
 
 
 @pytest.mark.parametrize(
