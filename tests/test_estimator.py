@@ -708,11 +708,12 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
 
 def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, extracted, monkeypatch):
     monkeypatch.setattr("skdiec.search.IMAGES_PER_CLUSTER", 4)
-    space = {"layer": ["mid_block", "up_blocks.0"], "timestep": (20, 50, 100, 150, 200, 300), "pooling": (1, 2)}
+    layers = ["down_blocks.0", "mid_block", "up_blocks.0"]
+    space = {"layer": layers, "timestep": (20, 50, 100, 150, 200, 300), "pooling": (1, 2)}
     model = make_model(search="halving", **space).fit(images)
     result = model.search_result_
     assert [stage.n_images for stage in result.stages] == [16, 16, 48]
-    assert [len(stage.cells) for stage in result.stages] == [8, 12, 1]
+    assert [len(stage.cells) for stage in result.stages] == [12, 24, 4]
     few, _ = extracted[0]
     assert all(np.array_equal(rows, few) for rows, _ in extracted[:6])
     assert len(few) == 16
