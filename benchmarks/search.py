@@ -120,12 +120,13 @@ def table(results: Results) -> list[str]:
 
 
 def ratio(results: Results, name: str, column: str) -> float:
-    """Return how many times the halving's mean the grid's is."""
-    means = [
-        np.mean([float(row[column]) for row in results.find(dataset=name, strategy=strategy)])
+    """Return how many times the halving's mean the grid's is, over the seeds that one machine ran both for."""
+    grid, halving = (
+        {(row["seed"], row["machine"]): float(row[column]) for row in results.find(dataset=name, strategy=strategy)}
         for strategy in STRATEGIES
-    ]
-    return float(means[0] / means[1])
+    )
+    both = grid.keys() & halving.keys()
+    return float(np.mean([grid[key] for key in both]) / np.mean([halving[key] for key in both]))
 
 
 if __name__ == "__main__":
