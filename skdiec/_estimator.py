@@ -117,7 +117,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     search : {"grid", "halving"}, default="grid"
         How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images (Algorithm
         A1 of the paper); ``"halving"`` compares the layers first and the timesteps then, on a third of the images, and
-        only the best ones on all, which costs a quarter, and less than a tenth where timesteps and draws are many; see
+        only the best ones on all, which costs a third, and less than a tenth where timesteps and draws are many; see
         `skdiec.search.search_cells`. `search_result_` says what each stage scored and cost.
 
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
