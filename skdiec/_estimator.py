@@ -936,7 +936,7 @@ def _find_start(
         labels = kmeans_labels(h, n_clusters, n_init=n_init, seed=seed)
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-        labels = best_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed).labels
+        labels = best_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, n_jobs=n_jobs).labels
     return _Start(projection, h, graph, labels)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
+from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -14,9 +18,14 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import ThreadpoolController
+
+THREADED_ROWS = 1000
+"""Work on fewer rows than this is done by one thread: it mostly takes Python's time, which threads do not share."""
 
 _DENSE_BELOW = 300
 _EXACT_BELOW = 4096
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,7 @@ def best_partition(
     given: Sequence[NDArray[np.integer]] = (),
     warm_start: NDArray[np.integer] | None = None,
     seed: int = 0,
+    n_jobs: int | None = 1,
 ) -> Partition:
     """Find the partition with the lowest cut among many spectral and k-means partitions.
 
@@ -186,19 +196,26 @@ def best_partition(
         A partition of the first m rows, found before. On the eigenvectors, k-means starts once from its means and once
         at random, in place of `n_init` times.
     seed : int, default=0
+    n_jobs : int, default=1
+        Candidates that are found at the same time, by threads of one core each; see `in_parallel` for None. They are
+        the same ones for all numbers.
 
     Returns
     -------
     Partition
     """
-    best: Partition | None = None
-    for source, labels in _candidates(X, graph, n_clusters, n_init, given, warm_start, seed):
-        value = cut(graph, labels)
-        if best is None or value < best.cut:
-            best = Partition(labels, value, source)
-    if best is None:
+    candidates = _candidates(X, graph, n_clusters, n_init, given, warm_start, seed)
+    if not candidates:
         raise ValueError(f"n_init must be at least 1; got {n_init}")
-    return best
+
+    def find(source: str, run: Callable[[], NDArray[np.int32]]) -> Partition:
+        labels = run()
+        return Partition(labels, cut(graph, labels), source)
+
+    calls = [partial(find, *candidate) for candidate in candidates]
+    # Not even one thread's limits are set for one job: the search's threads set theirs.
+    found = [call() for call in calls] if n_jobs == 1 else in_parallel(calls, n_jobs, graph.shape[0], threads=True)
+    return min(found, key=lambda partition: partition.cut)
 
 
 def kmeans_labels(
@@ -227,18 +244,66 @@ def _candidates(
     given: Sequence[NDArray[np.integer]],
     warm_start: NDArray[np.integer] | None,
     seed: int,
-) -> Iterator[tuple[str, NDArray[np.int32]]]:
-    for labels in given:
-        yield "given", np.asarray(labels, dtype=np.int32)
-    for start in range(0 if X is None else n_init):
-        yield "k-means", kmeans_labels(np.asarray(X), n_clusters, seed=seed + start)
+) -> list[tuple[str, Callable[[], NDArray[np.int32]]]]:
+    """Return where each candidate comes from, and how to find it."""
+    found: list[tuple[str, Callable[[], NDArray[np.int32]]]] = []
+    found += [("given", partial(np.asarray, labels, dtype=np.int32)) for labels in given]
+    if X is not None:
+        rows = np.asarray(X)
+        found += [("k-means", partial(kmeans_labels, rows, n_clusters, seed=seed + start)) for start in range(n_init)]
     if n_clusters < 2 or graph.shape[0] <= n_clusters:
-        return
+        return found
     vectors = spectral_embedding(graph, n_clusters + max(2, round(0.6 * n_clusters)), seed=seed)
     for width in sorted({n_clusters, (n_clusters + vectors.shape[1]) // 2, vectors.shape[1]}):
         rows = vectors[:, :width]
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        cluster = partial(kmeans_labels, rows, n_clusters)
         if warm_start is not None:
-            yield "spectral", kmeans_labels(rows, n_clusters, warm_start=warm_start, seed=seed)
-        for start in range(n_init if warm_start is None else 1):
-            yield "spectral", kmeans_labels(rows, n_clusters, seed=seed + start)
+            found.append(("spectral", partial(cluster, warm_start=warm_start, seed=seed)))
+        starts = range(n_init if warm_start is None else 1)
+        found += [("spectral", partial(cluster, seed=seed + start)) for start in starts]
+    return found
+
+
+def in_parallel(
+    calls: Sequence[Callable[[], _T]], n_jobs: int | None, n_rows: int, *, threads: bool = False
+) -> list[_T]:
+    """Return what some calls return, several at the same time, each of them computing with one thread.
+
+    The matrices at hand are small: a second thread for each costs more than it computes, many times more on a busy
+    machine.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+    n_jobs : int or None
+        As in joblib; None, outside of a `joblib.parallel_config`, is as many threads as libraries compute with, or one
+        where there are fewer rows than 1,000.
+    n_rows : int
+        Rows that each call works on.
+    threads : bool, default=False
+        Never leave them to other processes.
+
+    Returns
+    -------
+    list
+        In the order of the calls.
+    """
+    if n_jobs is None and effective_n_jobs(None) == 1 and n_rows >= THREADED_ROWS:
+        # Threads need no time to start; two of them do 1.5 times as much as one.
+        n_jobs, threads = max((pool["num_threads"] for pool in _controller().info()), default=1), True
+    # Limits and filters here too: what threads restore, each for itself, gets mixed up.
+    with _controller().limit(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(_alone)(call) for call in calls)
+
+
+def _alone(call: Callable[[], _T]) -> _T:
+    with _controller().limit(limits=1):  # OpenMP's limits are those of one thread, others do not inherit them
+        return call()
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    """Return the control over libraries' threads, which takes a millisecond to find them."""
+    return ThreadpoolController()

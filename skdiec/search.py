@@ -5,22 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.stats import median_abs_deviation
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from skdiec.activations import Cell
-from skdiec.graph import best_partition, kmeans_labels, knn_graph
+from skdiec.graph import best_partition, in_parallel, kmeans_labels, knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
 
 logger = logging.getLogger(__name__)
@@ -42,9 +38,6 @@ SUBSET_FRACTION = 3
 
 IMAGES_PER_CLUSTER = 40
 """On fewer images for each cluster than this, nothing is dropped."""
-
-THREADED_ROWS = 1000
-"""Cells of fewer images are scored by one thread: they mostly take Python's time, which threads do not share."""
 
 N_PROBES = 2
 """Timesteps at which the halving compares layers and poolings before it turns to the others."""
@@ -268,7 +261,10 @@ def search_cells(
                 if (wanted[0], draw) in known:
                     continue
                 features = extract(wanted, draw, count)
-                scored = _in_parallel([(features[cell], latest.get(cell)) for cell in wanted], score, n_jobs)
+                calls = [partial(score, features[cell], latest.get(cell)) for cell in wanted]
+                # Temporary files' maps cannot be sent to other processes, threads share them.
+                threads = any(isinstance(features[cell], np.memmap) for cell in wanted)
+                scored = in_parallel(calls, n_jobs, count, threads=threads)
                 latest.update(zip(wanted, scored, strict=True))
                 known.update({(cell, draw): latest[cell] for cell in wanted})
                 n_forward += count
@@ -372,21 +368,6 @@ def _table(values: Mapping[Cell, float]) -> tuple[list[tuple[str, int]], list[in
     return pairs, timesteps, table
 
 
-def _in_parallel(
-    arguments: Sequence[tuple[NDArray, _Scored | None]], score: Callable[..., _Scored], n_jobs: int | None
-) -> list[_Scored]:
-    """Score the features of some cells, with what was found in them before, at the same time."""
-    # Temporary files' maps cannot be sent to other processes, threads share them.
-    require = "sharedmem" if any(isinstance(matrix, np.memmap) for matrix, _ in arguments) else None
-    if n_jobs is None and effective_n_jobs(None) == 1 and len(arguments[0][0]) >= THREADED_ROWS:
-        # Threads need no time to start; two of them score 1.5 times as many cells as one.
-        n_jobs, require = max((pool["num_threads"] for pool in threadpool_info()), default=1), "sharedmem"
-    # Limits and filters here too: what threads restore, each for itself, gets mixed up.
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return Parallel(n_jobs=n_jobs, require=require)(delayed(score)(*each) for each in arguments)
-
-
 @dataclass(frozen=True)
 class _Scored:
     """Scott score and criterion of one cell and draw, with the partitions by k-means and by the graph that they judge.
@@ -434,8 +415,6 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: i
     return PCA(n_components, **settings, random_state=seed).fit(features)
 
 
-# Matrices of a subset are small: a second thread costs more than it computes, many times more on a busy machine.
-@threadpool_limits.wrap(limits=1)
 def _score(
     features: NDArray[np.float32],
     before: _Scored | None,

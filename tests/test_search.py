@@ -273,7 +273,7 @@ def test_cells_are_scored_by_as_many_threads_as_libraries_use(threads, monkeypat
         together.wait()  # passed by so many at a time only
         return float(threading.current_thread() is threading.main_thread())
 
-    monkeypatch.setattr("skdiec.search.THREADED_ROWS", 60)
+    monkeypatch.setattr("skdiec.graph.THREADED_ROWS", 60)
     with threadpool_limits(limits=threads):
         scores = search_cells(planted(), **SMALL, criterion=criterion).scores["criterion"]
     assert scores[0, 0, :2].tolist() == [float(threads == 1)] * 2
