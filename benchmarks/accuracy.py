@@ -72,11 +72,12 @@ def start_on_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
     from skdiec import DiffusionEmbeddedClustering
     from skdiec.graph import best_partition, knn_graph
     from skdiec.scores import balanced_cut
-    from skdiec.search import reduce_features
+    from skdiec.search import principal_components
 
     default = DiffusionEmbeddedClustering(10)
     flat = pixels(name, folder)
-    reduced = reduce_features(flat, default.n_components, seed=seed).transform(flat)
+    mean, components, _ = principal_components(flat, default.n_components, seed=seed)
+    reduced = (flat - mean) @ components.T
     graph = knn_graph(reduced, default.n_neighbors)
     cut = partial(balanced_cut, n_clusters=10, balance=default.gamma)
     return best_partition(reduced, graph, 10, cut, n_init=default.n_init, seed=seed).labels

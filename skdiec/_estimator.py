@@ -42,7 +42,7 @@ from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
 from skdiec.scores import balanced_cut, modularity
-from skdiec.search import SearchResult, reduce_features, search_cells
+from skdiec.search import SearchResult, principal_components, search_cells
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,
@@ -238,8 +238,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Where networks run. None is CUDA where there is one, else the CPU.
 
     n_jobs : int, default=None
-        Processes that score the search's cells and find neighbours, as in scikit-learn; for cells None, outside of a
-        `joblib.parallel_config`, is as many threads as numerical libraries use. Results do not depend on it.
+        Processes that score the search's cells, and threads that find neighbours and candidates of the start, as in
+        scikit-learn; but for cells and candidates None, outside of a `joblib.parallel_config`, is as many threads as
+        numerical libraries use. Results do not depend on it.
 
     random_state : int, RandomState or None, default=None
         Seeds pretraining, noise, subset, start and training. Global random states are not touched. Results repeat on
@@ -920,9 +921,9 @@ def _find_start(
     seed: int,
     n_jobs: int | None,
 ) -> _Start:
-    pca = reduce_features(features, n_components, seed=seed)
-    spread = float(np.sqrt(pca.explained_variance_.sum()))
-    projection = Projection(pca.mean_, pca.components_, (spread or 1.0) / _SPREAD)
+    mean, components, variances = principal_components(features, n_components, seed=seed)
+    spread = float(np.sqrt(variances.sum()))
+    projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
     graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
     if not isinstance(init, str):

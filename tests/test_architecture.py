@@ -35,7 +35,7 @@ LIBRARIES = {
     "plotting": {"matplotlib", "numpy"},
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},
-    "search": {"numpy", "scipy.sparse", "scipy.stats", "sklearn"},
+    "search": {"numpy", "scipy", "sklearn"},
     "skdiec": set(),
     "training": {"numpy", "scipy.sparse", "torch"},
 }

@@ -14,10 +14,11 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from skdiec import search as search_module
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
-from skdiec.search import reduce_features, search_cells
+from skdiec.search import principal_components, reduce_features, search_cells
 
 CLASSES = np.repeat([0, 1, 2], 20)
 LAYERS = {"wide": (2, 8, 8), "flat": (3, 4, 2), "deep": (4, 1, 1)}
@@ -320,6 +321,37 @@ def test_wide_features_are_reduced_by_the_randomised_solver():
     cloud = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 300)) + 40 * np.eye(3)[CLASSES] @ rng.normal(size=(3, 300))
     result = search_cells(lambda cells, draw, count: {cells[0]: cloud}, **{**GRID, **space}, criterion=silhouette_score)
     assert result.scores["silhouette_score"].item() == pytest.approx(silhouette_score(cloud, CLASSES), abs=1e-3)
+
+
+@pytest.mark.parametrize(("n", "n_components"), [(300, 3), (300, 12), (5, 12), (1, 1)])
+def test_principal_components_are_those_of_the_full_solver(n, n_components, monkeypatch):
+    monkeypatch.setattr(search_module, "_BLOCK_ROWS", 128)
+    features = 100 + np.random.default_rng(0).normal(size=(n, 12)).astype(np.float32) @ np.diag(np.arange(12.0, 0, -1))
+    mean, components, variances = principal_components(features, n_components)
+    assert len(components) == len(variances) == min(n, n_components)
+    assert_allclose(mean, features.mean(axis=0), rtol=1e-6)
+    assert_allclose(components @ components.T, np.eye(len(components)), atol=1e-6)
+    assert (components.max(axis=1) == np.abs(components).max(axis=1)).all()
+    if n > 1:
+        expected = PCA(svd_solver="full").fit(features)
+        found = min(n - 1, n_components)  # so many have a variance
+        assert_allclose(variances[:found], expected.explained_variance_[:found], rtol=1e-5)
+        assert_allclose(variances[found:], 0, atol=1e-3)
+        alike = np.abs(np.sum(components[:found] * expected.components_[:found], axis=1))
+        assert_allclose(alike, 1, atol=1e-5)
+    else:
+        assert variances.tolist() == [0]
+
+
+def test_features_wider_than_a_covariance_should_be_have_the_components_of_a_randomised_solver(monkeypatch):
+    features = np.random.default_rng(0).normal(size=(40, 12)) @ np.diag(np.arange(12.0, 0, -1))
+    exact = principal_components(features, 3)
+    monkeypatch.setattr(search_module, "WIDEST_COVARIANCE", 11)
+    found = principal_components(features, 3, seed=4)
+    pca = PCA(3, svd_solver="randomized", random_state=4).fit(features)
+    assert_allclose(np.abs(found[1]), np.abs(pca.components_))
+    for one, other in zip(found, exact, strict=True):
+        assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
 # Errors
