@@ -42,7 +42,7 @@ from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
 from skdiec.scores import balanced_cut, modularity
-from skdiec.search import SearchResult, principal_components, search_cells
+from skdiec.search import SearchResult, in_parallel, principal_components, search_cells
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,
@@ -937,7 +937,8 @@ def _find_start(
         labels = kmeans_labels(h, n_clusters, n_init=n_init, seed=seed)
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-        labels = best_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, n_jobs=n_jobs).labels
+        side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, n_rows=len(h), threads=True)
+        labels = best_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side).labels
     return _Start(projection, h, graph, labels)
 
 

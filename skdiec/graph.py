@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -18,14 +15,9 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import ThreadpoolController
-
-THREADED_ROWS = 1000
-"""Work on fewer rows than this is done by one thread: it mostly takes Python's time, which threads do not share."""
 
 _DENSE_BELOW = 300
 _EXACT_BELOW = 4096
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -170,7 +162,7 @@ def best_partition(
     given: Sequence[NDArray[np.integer]] = (),
     warm_start: NDArray[np.integer] | None = None,
     seed: int = 0,
-    n_jobs: int | None = 1,
+    call_all: Callable[[Sequence[Callable[[], Partition]]], Sequence[Partition]] | None = None,
 ) -> Partition:
     """Find the partition with the lowest cut among many spectral and k-means partitions.
 
@@ -196,9 +188,9 @@ def best_partition(
         A partition of the first m rows, found before. On the eigenvectors, k-means starts once from its means and once
         at random, in place of `n_init` times.
     seed : int, default=0
-    n_jobs : int, default=1
-        Candidates that are found at the same time, by threads of one core each; see `in_parallel` for None. They are
-        the same ones for all numbers.
+    call_all : callable, default=None
+        ``call_all(calls)`` returns what each of some functions without arguments returns: several candidates can be
+        found at the same time. None calls one after the other.
 
     Returns
     -------
@@ -213,8 +205,7 @@ def best_partition(
         return Partition(labels, cut(graph, labels), source)
 
     calls = [partial(find, *candidate) for candidate in candidates]
-    # Not even one thread's limits are set for one job: the search's threads set theirs.
-    found = [call() for call in calls] if n_jobs == 1 else in_parallel(calls, n_jobs, graph.shape[0], threads=True)
+    found = [call() for call in calls] if call_all is None else call_all(calls)
     return min(found, key=lambda partition: partition.cut)
 
 
@@ -263,47 +254,3 @@ def _candidates(
         starts = range(n_init if warm_start is None else 1)
         found += [("spectral", partial(cluster, seed=seed + start)) for start in starts]
     return found
-
-
-def in_parallel(
-    calls: Sequence[Callable[[], _T]], n_jobs: int | None, n_rows: int, *, threads: bool = False
-) -> list[_T]:
-    """Return what some calls return, several at the same time, each of them computing with one thread.
-
-    The matrices at hand are small: a second thread for each costs more than it computes, many times more on a busy
-    machine.
-
-    Parameters
-    ----------
-    calls : sequence of callable
-    n_jobs : int or None
-        As in joblib; None, outside of a `joblib.parallel_config`, is as many threads as libraries compute with, or one
-        where there are fewer rows than 1,000.
-    n_rows : int
-        Rows that each call works on.
-    threads : bool, default=False
-        Never leave them to other processes.
-
-    Returns
-    -------
-    list
-        In the order of the calls.
-    """
-    if n_jobs is None and effective_n_jobs(None) == 1 and n_rows >= THREADED_ROWS:
-        # Threads need no time to start; two of them do 1.5 times as much as one.
-        n_jobs, threads = max((pool["num_threads"] for pool in _controller().info()), default=1), True
-    # Limits and filters here too: what threads restore, each for itself, gets mixed up.
-    with _controller().limit(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(_alone)(call) for call in calls)
-
-
-def _alone(call: Callable[[], _T]) -> _T:
-    with _controller().limit(limits=1):  # OpenMP's limits are those of one thread, others do not inherit them
-        return call()
-
-
-@functools.cache
-def _controller() -> ThreadpoolController:
-    """Return the control over libraries' threads, which takes a millisecond to find them."""
-    return ThreadpoolController()

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
+from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import eigh
 from scipy.stats import median_abs_deviation
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import ThreadpoolController
 
 from skdiec.activations import Cell
-from skdiec.graph import best_partition, in_parallel, kmeans_labels, knn_graph
+from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
 
 logger = logging.getLogger(__name__)
 
 Extract = Callable[[Sequence[Cell], int, int], Mapping[Cell, NDArray[np.float32]]]
 Criterion = str | Callable[[NDArray, NDArray], float]
+_T = TypeVar("_T")
 
 TRUSTED_SHARE = 0.25
 """Share of the cells, those with the highest Scott scores, whose graphs make the consensus graph."""
@@ -39,6 +47,9 @@ SUBSET_FRACTION = 3
 
 IMAGES_PER_CLUSTER = 40
 """On fewer images for each cluster than this, nothing is dropped."""
+
+THREADED_ROWS = 1000
+"""Work on fewer rows than this is done by one thread: it mostly takes Python's time, which threads do not share."""
 
 N_PROBES = 2
 """Timesteps at which the halving compares layers and poolings before it turns to the others."""
@@ -261,12 +272,18 @@ def search_cells(
         if stages and stages[-1].n_images != count:
             known.clear()
         n_forward, n_evaluations = 0, 0.0
-        for timestep in dict.fromkeys(cell.timestep for cell in cells):
-            wanted = [cell for cell in cells if cell.timestep == timestep]
+        together: dict[int, list[Cell]] = {}
+        for cell in cells:
+            together.setdefault(cell.timestep, []).append(cell)
+        new = [
+            (each, draw, count) for each in together.values() for draw in range(draws) if (each[0], draw) not in known
+        ]
+        extracted = _ahead(extract, new)
+        for timestep, wanted in together.items():
             for draw in range(draws):
                 if (wanted[0], draw) in known:
                     continue
-                features = extract(wanted, draw, count)
+                features = next(extracted)
                 calls = [partial(score, features[cell], latest.get(cell)) for cell in wanted]
                 # Temporary files' maps cannot be sent to other processes, threads share them.
                 threads = any(isinstance(features[cell], np.memmap) for cell in wanted)
@@ -372,6 +389,62 @@ def _table(values: Mapping[Cell, float]) -> tuple[list[tuple[str, int]], list[in
     for cell, value in values.items():
         table[pairs.index((cell.layer, cell.pooling)), timesteps.index(cell.timestep)] = value
     return pairs, timesteps, table
+
+
+def _ahead(function: Callable[..., _T], arguments: Iterable[tuple]) -> Iterator[_T]:
+    """Yield what a function returns for each of some arguments, while it works on the next ones: once, not further."""
+    with ThreadPoolExecutor(1) as pool:
+        following = None
+        for each in arguments:
+            current, following = following, pool.submit(function, *each)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()
+
+
+def in_parallel(
+    calls: Sequence[Callable[[], _T]], n_jobs: int | None, n_rows: int, *, threads: bool = False
+) -> list[_T]:
+    """Return what some calls return, several at the same time, each of them computing with one thread.
+
+    The matrices at hand are small: a second thread for each costs more than it computes, many times more on a busy
+    machine.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+    n_jobs : int or None
+        As in joblib; None, outside of a `joblib.parallel_config`, is as many threads as libraries compute with, or one
+        where there are fewer rows than 1,000.
+    n_rows : int
+        Rows that each call works on.
+    threads : bool, default=False
+        Never leave them to other processes.
+
+    Returns
+    -------
+    list
+        In the order of the calls.
+    """
+    if n_jobs is None and effective_n_jobs(None) == 1 and n_rows >= THREADED_ROWS:
+        # Threads need no time to start; two of them do 1.5 times as much as one.
+        n_jobs, threads = max((pool["num_threads"] for pool in _controller().info()), default=1), True
+    # Limits and filters here too: what threads restore, each for itself, gets mixed up.
+    with _controller().limit(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(_alone)(call) for call in calls)
+
+
+def _alone(call: Callable[[], _T]) -> _T:
+    with _controller().limit(limits=1):  # OpenMP's limits are those of one thread, others do not inherit them
+        return call()
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    """Return the control over libraries' threads, which takes a millisecond to find them."""
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,3 @@
-import functools
-import threading
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,10 +5,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_circles
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from skdiec import graph as graph_module
-from skdiec.graph import best_partition, in_parallel, kmeans_labels, knn_graph, spectral_embedding
+from skdiec.graph import best_partition, kmeans_labels, knn_graph, spectral_embedding
 from skdiec.metrics import clustering_accuracy
 from skdiec.scores import normalized_cut
 
@@ -275,23 +271,20 @@ def test_best_partition_is_the_same_each_time():
     assert (first.cut, first.source) == (second.cut, second.source)
 
 
-@pytest.mark.parametrize("n_jobs", [2, None])
-def test_best_partition_of_several_threads_is_that_of_one(n_jobs, monkeypatch):
-    monkeypatch.setattr(graph_module, "THREADED_ROWS", 60)
+def test_candidates_can_be_found_in_any_order():
     X = np.random.default_rng(0).uniform(size=(60, 2))
     graph = knn_graph(X)
+    counts = []
+
+    def call_all(calls):
+        counts.append(len(calls))
+        return [call() for call in reversed(calls)][::-1]
+
     one = best_partition(X, graph, 4, normalized_cut, n_init=2, seed=1)
-    threads = set()
-
-    def cut(graph, labels):
-        threads.add(threading.current_thread())
-        return normalized_cut(graph, labels)
-
-    with threadpool_limits(limits=2):
-        several = best_partition(X, graph, 4, cut, n_init=2, seed=1, n_jobs=n_jobs)
-    assert threading.main_thread() not in threads
-    np.testing.assert_array_equal(several.labels, one.labels)
-    assert (several.cut, several.source) == (one.cut, one.source)
+    other = best_partition(X, graph, 4, normalized_cut, n_init=2, seed=1, call_all=call_all)
+    assert counts == [2 * (1 + 3)]
+    np.testing.assert_array_equal(other.labels, one.labels)
+    assert (other.cut, other.source) == (one.cut, one.source)
 
 
 def test_best_partition_of_degenerate_input():
@@ -314,38 +307,3 @@ def test_kmeans_labels_are_those_of_scikit_learn_and_duplicates_do_not_warn():
     np.testing.assert_array_equal(kmeans_labels(X, 4, n_init=3, warm_start=empty, seed=9), expected)
     labels = kmeans_labels(np.repeat([[0.0], [1.0]], 5, axis=0), 3)
     assert (len(set(labels[:5])), len(set(labels[5:])), len(set(labels))) == (1, 1, 2)
-
-
-# Work side by side
-
-
-def limits_and_thread(wait=None):
-    if wait is not None:
-        wait()
-    return [pool["num_threads"] for pool in threadpool_info()], threading.current_thread()
-
-
-@pytest.mark.parametrize("n_jobs", [2, None])
-def test_calls_run_at_the_same_time_with_one_thread_each(n_jobs):
-    together = threading.Barrier(2, timeout=60)  # passed by two at a time only
-    with threadpool_limits(limits=2):
-        before = [pool["num_threads"] for pool in threadpool_info()]
-        calls = [functools.partial(limits_and_thread, together.wait)] * 4
-        found = in_parallel(calls, n_jobs, graph_module.THREADED_ROWS, threads=True)
-        assert [pool["num_threads"] for pool in threadpool_info()] == before
-    assert max(before) == 2
-    assert all(set(limits) == {1} and thread is not threading.main_thread() for limits, thread in found)
-
-
-@pytest.mark.parametrize(("n_jobs", "n_rows"), [(1, 10**6), (None, graph_module.THREADED_ROWS - 1)])
-def test_one_job_and_few_rows_stay_in_the_thread_of_the_caller(n_jobs, n_rows):
-    with threadpool_limits(limits=2):
-        ((limits, thread),) = in_parallel([limits_and_thread], n_jobs, n_rows)
-    assert thread is threading.main_thread()
-    assert set(limits) == {1}
-
-
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_results_are_in_the_order_of_the_calls(n_jobs):
-    calls = [functools.partial(int, number) for number in "31415"]
-    assert in_parallel(calls, n_jobs, 10) == [3, 1, 4, 1, 5]
