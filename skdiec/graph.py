@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from sklearn import config_context
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
@@ -222,7 +223,8 @@ def kmeans_labels(
         if sizes.all():
             members = np.eye(n_clusters, dtype=X.dtype)[warm_start]
             init, n_init = members.T @ X[: len(warm_start)] / sizes[:, None].astype(X.dtype), 1
-    with warnings.catch_warnings():
+    # Checks of what this library passes would take a tenth of the time on few rows.
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(n_clusters, init=init, n_init=n_init, random_state=seed).fit(X).labels_
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from typing import TypeVar
 
 import numpy as np
@@ -278,7 +279,8 @@ def search_cells(
         new = [
             (each, draw, count) for each in together.values() for draw in range(draws) if (each[0], draw) not in known
         ]
-        extracted = _ahead(extract, new)
+        # One thread scores cells of few images, and leaves the other cores to the next passes.
+        extracted = _ahead(extract, new) if count < THREADED_ROWS else starmap(extract, new)
         for timestep, wanted in together.items():
             for draw in range(draws):
                 if (wanted[0], draw) in known:

@@ -363,7 +363,7 @@ def train(
         {"params": [*(weight for weight in embedder.module.parameters() if weight not in known), centers]},
         {"params": backbone, "lr": config.backbone_learning_rate},
     ]
-    optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
+    optimizer = torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
     edges = sparse.coo_array(graph)
     heads = torch.as_tensor(edges.row, dtype=torch.long)
     tails = torch.as_tensor(edges.col, dtype=torch.long)

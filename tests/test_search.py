@@ -407,7 +407,9 @@ def test_the_next_features_are_extracted_while_cells_are_scored():
     assert order == [(10, 0), (10, 1), (300, 0), (300, 1)]
 
 
-def test_at_most_one_pass_is_extracted_ahead():
+@pytest.mark.parametrize(("threaded_rows", "ahead"), [(61, 1), (60, 0)])
+def test_at_most_one_pass_is_extracted_ahead_and_none_where_threads_score(threaded_rows, ahead, monkeypatch):
+    monkeypatch.setattr(search_module, "THREADED_ROWS", threaded_rows)
     begun, scored = [], []
     space = planted()
 
@@ -419,9 +421,12 @@ def test_at_most_one_pass_is_extracted_ahead():
         scored.append(len(begun))
         return 1.0
 
-    search_cells(extract, **{**GRID, "criterion": criterion})
+    with threadpool_limits(limits=2):
+        search_cells(extract, **GRID, criterion=criterion)
+    assert begun == [(10, 0), (10, 1), (300, 0), (300, 1)]
     cells = len(scored) // 4
-    assert all(count <= place // cells + 2 for place, count in enumerate(scored))
+    assert all(count <= place // cells + 1 + ahead for place, count in enumerate(scored))
+    assert ahead or scored == sorted(place // cells + 1 for place in range(len(scored)))
 
 
 def test_an_error_of_the_extraction_ends_the_search():
