@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import time
@@ -429,24 +428,22 @@ def in_parallel(
     list
         In the order of the calls.
     """
+    controller = ThreadpoolController()
     if n_jobs is None and effective_n_jobs(None) == 1 and n_rows >= THREADED_ROWS:
         # Threads need no time to start; two of them do 1.5 times as much as one.
-        n_jobs, threads = max((pool["num_threads"] for pool in _controller().info()), default=1), True
+        n_jobs, threads = max((pool["num_threads"] for pool in controller.info()), default=1), True
+    # Finding libraries takes a millisecond; other processes have to find their own.
+    alone = partial(_alone, controller=controller if threads or effective_n_jobs(n_jobs) == 1 else None)
     # Limits and filters here too: what threads restore, each for itself, gets mixed up.
-    with _controller().limit(limits=1), warnings.catch_warnings():
+    with controller.limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(_alone)(call) for call in calls)
+        return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(alone)(call) for call in calls)
 
 
-def _alone(call: Callable[[], _T]) -> _T:
-    with _controller().limit(limits=1):  # OpenMP's limits are those of one thread, others do not inherit them
+def _alone(call: Callable[[], _T], controller: ThreadpoolController | None) -> _T:
+    """Call a function whose libraries compute with one thread; OpenMP's limit is not inherited by other threads."""
+    with (controller or ThreadpoolController()).limit(limits=1):
         return call()
-
-
-@functools.cache
-def _controller() -> ThreadpoolController:
-    """Return the control over libraries' threads, which takes a millisecond to find them."""
-    return ThreadpoolController()
 
 
 @dataclass(frozen=True)
