@@ -698,6 +698,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             raise ValueError(
                 f"max_search_samples must be at least n_clusters={self.n_clusters}; got {self.max_search_samples}"
             )
+        if self.n_jobs == 0:  # joblib would say so too, after the backbone was trained
+            raise ValueError("n_jobs must be None, positive or negative, as in scikit-learn; got 0")
         if not isinstance(self.init, str):
             centers = check_array(self.init, dtype=np.float64, input_name="init")
             if len(centers) != self.n_clusters:

@@ -1110,6 +1110,7 @@ WRONG_PARAMETERS = [
     ({"memory": 3}, r"'memory' parameter .* Got 3"),
     ({"memory": SimpleNamespace(cache=None)}, r"'memory' parameter .* Got namespace"),
     ({"max_search_samples": 2}, r"max_search_samples must be at least n_clusters=3; got 2"),
+    ({"n_jobs": 0}, r"n_jobs must be None, positive or negative, as in scikit-learn; got 0"),
     ({"random_state": "seed"}, r"'random_state' parameter .* Got 'seed'"),
 ]
 
