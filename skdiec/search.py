@@ -478,7 +478,7 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: i
         At most min(n, d) are kept.
     seed : int, default=0
         Used where features have more than 256 columns: there the solver is a randomised one, whose components hold
-        99.9 % of the variance that the exact ones hold.
+        99.4 to 99.9 % of the variance that the exact ones hold.
 
     Returns
     -------
