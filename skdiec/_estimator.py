@@ -41,8 +41,9 @@ from skdiec.backbones import (
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
+from skdiec.parallel import in_parallel
 from skdiec.scores import balanced_cut, modularity
-from skdiec.search import SearchResult, in_parallel, principal_components, search_cells
+from skdiec.search import SearchResult, principal_components, search_cells
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,

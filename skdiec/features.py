@@ -7,9 +7,8 @@ import itertools
 import logging
 import math
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -25,6 +24,7 @@ from skdiec import activations
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
 from skdiec.images import ImageSource
+from skdiec.parallel import in_order
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +300,7 @@ def _read_ahead(source: ImageSource, batches: Sequence[NDArray[np.integer]], dev
         return images.pin_memory() if device.type == "cuda" else images
 
     with ThreadPoolExecutor(1) as reader:
-        yield from _in_order(reader, read, batches, ahead=1)
+        yield from in_order(reader, read, batches, ahead=1)
 
 
 def _side_by_side(forward: Callable[[_T], _R], batches: Iterable[_T], n_passes: int) -> Iterator[_R]:
@@ -316,20 +316,9 @@ def _side_by_side(forward: Callable[[_T], _R], batches: Iterable[_T], n_passes: 
     try:
         # A thread that is new to torch computes with as many as were set last, others keep to what they have.
         with ThreadPoolExecutor(n_passes, initializer=torch.set_num_threads, initargs=(threads // n_passes,)) as pool:
-            yield from _in_order(pool, forward, batches, ahead=n_passes)
+            yield from in_order(pool, forward, batches, ahead=n_passes)
     finally:
         torch.set_num_threads(threads)
-
-
-def _in_order(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int) -> Iterator[_R]:
-    """Yield the results for all items, while a pool works on those of the next ones."""
-    pending: deque[Future[_R]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _computing_in(precision: str, device: torch.device) -> AbstractContextManager[None]:

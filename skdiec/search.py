@@ -5,24 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import starmap
-from typing import TypeVar
 
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import eigh
 from scipy.stats import median_abs_deviation
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import ThreadpoolController
 
+from skdiec import parallel
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
@@ -31,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 Extract = Callable[[Sequence[Cell], int, int], Mapping[Cell, NDArray[np.float32]]]
 Criterion = str | Callable[[NDArray, NDArray], float]
-_T = TypeVar("_T")
 
 TRUSTED_SHARE = 0.25
 """Share of the cells, those with the highest Scott scores, whose graphs make the consensus graph."""
@@ -47,9 +41,6 @@ SUBSET_FRACTION = 3
 
 IMAGES_PER_CLUSTER = 40
 """On fewer images for each cluster than this, nothing is dropped."""
-
-THREADED_ROWS = 1000
-"""Work on fewer rows than this is done by one thread: it mostly takes Python's time, which threads do not share."""
 
 N_PROBES = 2
 """Timesteps at which the halving compares layers and poolings before it turns to the others."""
@@ -275,11 +266,8 @@ def search_cells(
         together: dict[int, list[Cell]] = {}
         for cell in cells:
             together.setdefault(cell.timestep, []).append(cell)
-        new = [
-            (each, draw, count) for each in together.values() for draw in range(draws) if (each[0], draw) not in known
-        ]
-        # One thread scores cells of few images, and leaves the other cores to the next passes.
-        extracted = _ahead(extract, new) if count < THREADED_ROWS else starmap(extract, new)
+        new = [(each, draw) for each in together.values() for draw in range(draws) if (each[0], draw) not in known]
+        extracted = _extracted(extract, new, count)
         for timestep, wanted in together.items():
             for draw in range(draws):
                 if (wanted[0], draw) in known:
@@ -288,7 +276,7 @@ def search_cells(
                 calls = [partial(score, features[cell], latest.get(cell)) for cell in wanted]
                 # Temporary files' maps cannot be sent to other processes, threads share them.
                 threads = any(isinstance(features[cell], np.memmap) for cell in wanted)
-                scored = in_parallel(calls, n_jobs, count, threads=threads)
+                scored = parallel.in_parallel(calls, n_jobs, count, threads=threads)
                 latest.update(zip(wanted, scored, strict=True))
                 known.update({(cell, draw): latest[cell] for cell in wanted})
                 n_forward += count
@@ -392,58 +380,20 @@ def _table(values: Mapping[Cell, float]) -> tuple[list[tuple[str, int]], list[in
     return pairs, timesteps, table
 
 
-def _ahead(function: Callable[..., _T], arguments: Iterable[tuple]) -> Iterator[_T]:
-    """Yield what a function returns for each of some arguments, while it works on the next ones: once, not further."""
+def _extracted(
+    extract: Extract, passes: Sequence[tuple[Sequence[Cell], int]], count: int
+) -> Iterator[Mapping[Cell, NDArray[np.float32]]]:
+    """Yield the features of each pass's cells and draw."""
+
+    def run(each: tuple[Sequence[Cell], int]) -> Mapping[Cell, NDArray[np.float32]]:
+        return extract(*each, count)
+
+    if count >= parallel.THREADED_ROWS:
+        yield from map(run, passes)
+        return
+    # One thread scores cells of few images, and leaves the other cores to the next pass.
     with ThreadPoolExecutor(1) as pool:
-        following = None
-        for each in arguments:
-            current, following = following, pool.submit(function, *each)
-            if current is not None:
-                yield current.result()
-        if following is not None:
-            yield following.result()
-
-
-def in_parallel(
-    calls: Sequence[Callable[[], _T]], n_jobs: int | None, n_rows: int, *, threads: bool = False
-) -> list[_T]:
-    """Return what some calls return, several at the same time, each of them computing with one thread.
-
-    The matrices at hand are small: a second thread for each costs more than it computes, many times more on a busy
-    machine.
-
-    Parameters
-    ----------
-    calls : sequence of callable
-    n_jobs : int or None
-        As in joblib; None, outside of a `joblib.parallel_config`, is as many threads as libraries compute with, or one
-        where there are fewer rows than 1,000.
-    n_rows : int
-        Rows that each call works on.
-    threads : bool, default=False
-        Never leave them to other processes.
-
-    Returns
-    -------
-    list
-        In the order of the calls.
-    """
-    controller = ThreadpoolController()
-    if n_jobs is None and effective_n_jobs(None) == 1 and n_rows >= THREADED_ROWS:
-        # Threads need no time to start; two of them do 1.5 times as much as one.
-        n_jobs, threads = max((pool["num_threads"] for pool in controller.info()), default=1), True
-    # Finding libraries takes a millisecond; other processes have to find their own.
-    alone = partial(_alone, controller=controller if threads or effective_n_jobs(n_jobs) == 1 else None)
-    # Limits and filters here too: what threads restore, each for itself, gets mixed up.
-    with controller.limit(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(alone)(call) for call in calls)
-
-
-def _alone(call: Callable[[], _T], controller: ThreadpoolController | None) -> _T:
-    """Call a function whose libraries compute with one thread; OpenMP's limit is not inherited by other threads."""
-    with (controller or ThreadpoolController()).limit(limits=1):
-        return call()
+        yield from parallel.in_order(pool, run, passes, ahead=1)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import skdiec
 PACKAGE = Path(skdiec.__file__).parent
 ROOT = PACKAGE.parent
 FLOORS = {
-    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "scores"], 0),
+    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "parallel", "scores"], 0),
     "backbones": 1,
     **dict.fromkeys(["features", "search", "training"], 2),
     "_estimator": 3,
@@ -32,10 +32,11 @@ LIBRARIES = {
     "graph": {"numpy", "pynndescent", "scipy", "sklearn"},
     "images": {"PIL", "numpy"},
     "metrics": {"numpy", "scipy", "sklearn"},
+    "parallel": {"joblib", "sklearn", "threadpoolctl"},
     "plotting": {"matplotlib", "numpy"},
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},
-    "search": {"joblib", "numpy", "scipy", "sklearn", "threadpoolctl"},
+    "search": {"numpy", "scipy", "sklearn"},
     "skdiec": set(),
     "training": {"numpy", "scipy.sparse", "torch"},
 }

@@ -18,7 +18,7 @@ from skdiec import search as search_module
 from skdiec.activations import Cell
 from skdiec.graph import best_partition, kmeans_labels, knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
-from skdiec.search import in_parallel, principal_components, reduce_features, search_cells
+from skdiec.search import principal_components, reduce_features, search_cells
 
 CLASSES = np.repeat([0, 1, 2], 20)
 LAYERS = {"wide": (2, 8, 8), "flat": (3, 4, 2), "deep": (4, 1, 1)}
@@ -274,7 +274,7 @@ def test_cells_are_scored_by_as_many_threads_as_libraries_use(threads, monkeypat
         together.wait()  # passed by so many at a time only
         return float(threading.current_thread() is threading.main_thread())
 
-    monkeypatch.setattr("skdiec.search.THREADED_ROWS", 60)
+    monkeypatch.setattr("skdiec.parallel.THREADED_ROWS", 60)
     with threadpool_limits(limits=threads):
         scores = search_cells(planted(), **SMALL, criterion=criterion).scores["criterion"]
     assert scores[0, 0, :2].tolist() == [float(threads == 1)] * 2
@@ -357,38 +357,6 @@ def test_features_wider_than_a_covariance_should_be_have_the_components_of_a_ran
 # Work side by side
 
 
-def limits_and_thread(wait=None):
-    if wait is not None:
-        wait()
-    return [pool["num_threads"] for pool in threadpool_info()], threading.current_thread()
-
-
-@pytest.mark.parametrize("n_jobs", [2, None])
-def test_calls_run_at_the_same_time_with_one_thread_each(n_jobs):
-    together = threading.Barrier(2, timeout=60)  # passed by two at a time only
-    with threadpool_limits(limits=2):
-        before = [pool["num_threads"] for pool in threadpool_info()]
-        calls = [functools.partial(limits_and_thread, together.wait)] * 4
-        found = in_parallel(calls, n_jobs, search_module.THREADED_ROWS, threads=True)
-        assert [pool["num_threads"] for pool in threadpool_info()] == before
-    assert max(before) == 2
-    assert all(set(limits) == {1} and thread is not threading.main_thread() for limits, thread in found)
-
-
-@pytest.mark.parametrize(("n_jobs", "n_rows"), [(1, 10**6), (None, search_module.THREADED_ROWS - 1)])
-def test_one_job_and_few_rows_stay_in_the_thread_of_the_caller(n_jobs, n_rows):
-    with threadpool_limits(limits=2):
-        ((limits, thread),) = in_parallel([limits_and_thread], n_jobs, n_rows)
-    assert thread is threading.main_thread()
-    assert set(limits) == {1}
-
-
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_results_are_in_the_order_of_the_calls(n_jobs):
-    calls = [functools.partial(int, number) for number in "31415"]
-    assert in_parallel(calls, n_jobs, 10) == [3, 1, 4, 1, 5]
-
-
 def test_the_next_features_are_extracted_while_cells_are_scored():
     scoring, order = threading.Event(), []
     space = planted()
@@ -409,7 +377,7 @@ def test_the_next_features_are_extracted_while_cells_are_scored():
 
 @pytest.mark.parametrize(("threaded_rows", "ahead"), [(61, 1), (60, 0)])
 def test_at_most_one_pass_is_extracted_ahead_and_none_where_threads_score(threaded_rows, ahead, monkeypatch):
-    monkeypatch.setattr(search_module, "THREADED_ROWS", threaded_rows)
+    monkeypatch.setattr("skdiec.parallel.THREADED_ROWS", threaded_rows)
     begun, scored = [], []
     space = planted()
 
