@@ -39,7 +39,7 @@ from skdiec.backbones import (
     untrained_backbone,
 )
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
-from skdiec.graph import best_partition, kmeans_labels, knn_graph
+from skdiec.graph import ensemble_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
 from skdiec.parallel import in_parallel
 from skdiec.scores import balanced_cut, modularity
@@ -156,12 +156,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     init : {"graph", "k-means++"} or array-like of shape (n_clusters, n_components_), default="graph"
         The partition that training starts from. ``"graph"`` is the one with the lowest balanced cut
-        (`skdiec.scores.balanced_cut`) of the neighbourhood graph among many spectral and k-means partitions;
-        ``"k-means++"`` is the paper's k-means on the features; an array holds centres in the space of the projected
-        features, where the embedding starts: rows go to the nearest one.
+        (`skdiec.scores.balanced_cut`) of the neighbourhood graph among many spectral and k-means partitions
+        (`skdiec.graph.ensemble_partition`); ``"k-means++"`` is the paper's k-means on the features; an array holds
+        centres in the space of the projected features, where the embedding starts: rows go to the nearest one.
 
     n_init : int, default=10
-        k-means runs in each space that `init` tries.
+        k-means runs in each space that `init` tries. Of those of ``"graph"``, half are in its second round.
 
     head : {"residual", "direct"} or None, default="residual"
         What is trained. ``"residual"`` is z = h0 + g(h), with h0 the frozen features and g an MLP that starts at
@@ -941,7 +941,7 @@ def _find_start(
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
         side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, n_rows=len(h), threads=True)
-        labels = best_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side).labels
+        labels = ensemble_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side).labels
     return _Start(projection, h, graph, labels)
 
 

@@ -430,7 +430,7 @@ def work(monkeypatch):
     count("pretraining", pretraining._Training, "run")
     count("search", _estimator, "search_cells")
     count("passes", FeatureExtractor, "_extract")
-    count("start", _estimator, "best_partition")
+    count("start", _estimator, "ensemble_partition")
     return counts
 
 

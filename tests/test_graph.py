@@ -7,7 +7,14 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_circles
 
 from skdiec import graph as graph_module
-from skdiec.graph import best_partition, kmeans_labels, knn_graph, spectral_embedding
+from skdiec.graph import (
+    best_partition,
+    co_association_graph,
+    ensemble_partition,
+    kmeans_labels,
+    knn_graph,
+    spectral_embedding,
+)
 from skdiec.metrics import clustering_accuracy
 from skdiec.scores import normalized_cut
 
@@ -285,6 +292,64 @@ def test_candidates_can_be_found_in_any_order():
     assert counts == [2 * (1 + 3)]
     np.testing.assert_array_equal(other.labels, one.labels)
     assert (other.cut, other.source) == (one.cut, one.source)
+
+
+@pytest.mark.parametrize("n_init", [1, 2, 5])
+def test_ensemble_partition_is_the_lowest_cut_of_two_rounds(n_init):
+    X = np.random.default_rng(0).uniform(size=(90, 2))
+    graph = knn_graph(X, 8)
+    seen, first, second = [], [], []
+    found = ensemble_partition(X, graph, 5, recorded_cut(seen), n_init=n_init, seed=7)
+    # The rounds, each as a search of its own; the second one without k-means on X.
+    best_partition(X, graph, 5, recorded_cut(first), n_init=n_init - n_init // 2, seed=7)
+    if n_init > 1:
+        weighted = co_association_graph(graph, [labels for _, labels in first])
+        best_partition(None, weighted, 5, recorded_cut(second), n_init=n_init // 2, seed=7)
+    assert len(seen) == 4 * n_init - n_init // 2
+    for (value, labels), (_, expected) in zip(seen, first + second, strict=True):
+        np.testing.assert_array_equal(labels, expected)
+        assert value == normalized_cut(graph, labels)  # that of the graph itself, in the second round too
+    assert found.cut == min(value for value, _ in seen) == normalized_cut(graph, found.labels)
+    assert found.labels.dtype == np.int32
+
+
+def test_the_second_round_finds_lower_cuts_than_as_many_more_starts():
+    # Overlapping blobs, whose partitions by k-means on eigenvectors are local optima, mostly different ones.
+    cuts = {"one round": [], "two rounds": []}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(12, 6))[rng.integers(12, size=600)] + 0.8 * rng.normal(size=(600, 6))
+        graph = knn_graph(X, 8)
+        cuts["one round"].append(best_partition(X, graph, 12, normalized_cut, n_init=4, seed=seed).cut)
+        cuts["two rounds"].append(ensemble_partition(X, graph, 12, normalized_cut, n_init=4, seed=seed).cut)
+    assert np.mean(cuts["two rounds"]) < np.mean(cuts["one round"])
+
+
+def test_co_association_graph_is_that_of_each_edge():
+    rng = np.random.default_rng(0)
+    graph = knn_graph(rng.normal(size=(40, 3)), 5)
+    partitions = [rng.integers(4, size=40) for _ in range(3)]
+    weighted = co_association_graph(graph, partitions)
+    expected = graph.toarray()
+    for i, j in np.argwhere(expected):
+        expected[i, j] *= ((1 + sum(labels[i] == labels[j] for labels in partitions)) / 4) ** 4
+    np.testing.assert_allclose(weighted.toarray(), expected)
+    assert (weighted != weighted.T).nnz == 0
+    assert weighted.nnz == graph.nnz  # no edge disappears, though no partition keeps it
+    assert set(np.unique(graph.data)) == {0.5, 1.0}  # the caller's graph is as it was
+    np.testing.assert_array_equal(co_association_graph(graph, []).toarray(), graph.toarray())
+
+
+def test_ensemble_partition_of_degenerate_input():
+    X = np.random.default_rng(0).normal(size=(4, 2))
+    assert ensemble_partition(X, knn_graph(X, 2), 1, normalized_cut).labels.tolist() == [0, 0, 0, 0]
+    assert sorted(ensemble_partition(X, knn_graph(X, 2), 4, normalized_cut).labels) == [0, 1, 2, 3]
+    one = ensemble_partition(X[:1], knn_graph(X[:1]), 1, normalized_cut)
+    assert one.labels.tolist() == [0]
+    same = np.zeros((10, 2))
+    assert ensemble_partition(same, knn_graph(same, 3), 3, normalized_cut).labels.shape == (10,)
+    with pytest.raises(ValueError, match="n_init must be at least 1; got 0"):
+        ensemble_partition(X, knn_graph(X, 2), 2, normalized_cut, n_init=0)
 
 
 def test_best_partition_of_degenerate_input():
