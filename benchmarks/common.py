@@ -70,11 +70,15 @@ class Results:
 
     def mean(self, column: str, digits: int = 4, *, spread: bool = True, **key: object) -> str:
         """Return "mean ± standard deviation" of a column over the rows with some values, or a dash."""
-        values = np.array([float(row[column]) for row in self.find(**key) if row[column]])
-        if not len(values):
-            return "-"
-        deviation = f" ± {values.std(ddof=1):.{digits}f}" if spread and len(values) > 1 else ""
-        return f"{values.mean():.{digits}f}{deviation}"
+        return mean_of([float(row[column]) for row in self.find(**key) if row[column]], digits, spread=spread)
+
+
+def mean_of(values: Sequence[float], digits: int = 4, *, spread: bool = True) -> str:
+    """Return "mean ± standard deviation" of some values, or a dash where there are none."""
+    if not len(values):
+        return "-"
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if spread and len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def in_new_process(function: Callable, *arguments: Any) -> tuple[Any, float, float]:
