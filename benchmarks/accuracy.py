@@ -36,7 +36,7 @@ from skdiec.datasets import load_dataset
 
 NAMES = {"digits": "digits", "usps": "USPS", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 STAGES = ("backbone", "search", "features", "start", "training")
-OURS, OUR_FEATURES = "skdiec", "KMeans on diffusion features"
+OURS, HALVING, OUR_FEATURES = "skdiec", 'skdiec, search="halving"', "KMeans on diffusion features"
 
 
 def pixels(name: str, folder: Path | None) -> np.ndarray:
@@ -127,13 +127,13 @@ def autoencoder_of(name: str, folder: Path | None, seed: int) -> tuple[Path, flo
     return where, json.loads(cost.read_text())["seconds"]
 
 
-def ours(name: str, folder: Path | None, seed: int, backbone: Path) -> dict[str, Any]:
+def ours(name: str, folder: Path | None, seed: int, backbone: Path, search: str) -> dict[str, Any]:
     """Fit the estimator, and cluster by k-means the features that it chose."""
     from skdiec import DiffusionEmbeddedClustering
 
     images = load_dataset(name, folder).images
     with tempfile.TemporaryDirectory() as cache:
-        settings = {"n_clusters": 10, "backbone": backbone, "random_state": seed, "memory": cache}
+        settings = {"n_clusters": 10, "backbone": backbone, "search": search, "random_state": seed, "memory": cache}
         model = DiffusionEmbeddedClustering(**settings).fit(images)
         cell = {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
         kmeans = DiffusionEmbeddedClustering(**settings, **cell, init="k-means++", head=None).fit(images)
@@ -150,7 +150,9 @@ def ours(name: str, folder: Path | None, seed: int, backbone: Path) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, NAMES)
-    parser.add_argument("--methods", nargs="+", choices=[OURS, *PEERS], default=[OURS, *PEERS], metavar="METHOD")
+    parser.add_argument(
+        "--methods", nargs="+", choices=[OURS, HALVING, *PEERS], default=[OURS, HALVING, *PEERS], metavar="METHOD"
+    )
     arguments = parser.parse_args()
     results = all_results()
     for name in () if arguments.table else arguments.datasets:
@@ -177,29 +179,34 @@ def measure(results: Results, name: str, folder: Path | None, seeds: int, method
     y = load_dataset(name, folder).labels
     nothing = {"start_acc": "", "cell": "", **dict.fromkeys(STAGES, "")}
     for seed in range(seeds):
-        if OURS in methods and not results.find(method=OURS, seed=seed):
-            backbone = BACKBONES / name
-            trained = float(recipe_of(name)["seconds"])
-            found, _, peak = in_new_process(ours, name, folder, seed, backbone)
+        for method, search in ((OURS, "grid"), (HALVING, "halving")):
+            if method not in methods or results.find(method=method, seed=seed):
+                continue
+            found, _, peak = in_new_process(ours, name, folder, seed, BACKBONES / name, search)
             stages = found["stages"]
-            common = {"seed": seed, "pretrain_seconds": trained, "peak_gb": peak, "cell": found["cell"]}
-            before = {stage: stages[stage] for stage in STAGES[:3]}
+            common = {
+                "seed": seed,
+                "pretrain_seconds": float(recipe_of(name)["seconds"]),
+                "peak_gb": peak,
+                "cell": found["cell"],
+                "machine": machine(),
+            }
+            if method == OURS:
+                before = {stage: stages[stage] for stage in STAGES[:3]}
+                results.add(
+                    method=OUR_FEATURES,
+                    **agreement(y, found["kmeans"]),
+                    start_acc="",
+                    seconds=sum(before.values()) + found["kmeans_seconds"],
+                    **{**dict.fromkeys(STAGES, ""), **before},
+                    **common,
+                )
             results.add(
-                method=OUR_FEATURES,
-                **agreement(y, found["kmeans"]),
-                start_acc="",
-                seconds=sum(before.values()) + found["kmeans_seconds"],
-                **{**dict.fromkeys(STAGES, ""), **before},
-                machine=machine(),
-                **common,
-            )
-            results.add(
-                method=OURS,
+                method=method,
                 **agreement(y, found["labels"]),
                 start_acc=agreement(y, found["initial"])["acc"],
                 seconds=sum(stages.values()),
                 **stages,
-                machine=machine(),
                 **common,
             )
         for method in methods:
@@ -235,7 +242,8 @@ def headline_cell(results: Results, method: str) -> str:
         return "-"
     scores = " / ".join(results.mean(column, 3, spread=False, method=method) for column in ("acc", "nmi"))
     best = max(
-        {row["method"] for row in results.rows}, key=lambda each: float(results.mean("acc", spread=False, method=each))
+        {row["method"] for row in results.rows} - {HALVING},
+        key=lambda each: float(results.mean("acc", spread=False, method=each)),
     )
     if method == best:
         scores = f"**{scores}**"
@@ -249,7 +257,7 @@ def recipe_of(name: str) -> dict[str, Any]:
 def table(results: Results, name: str) -> list[str]:
     header = (NAMES[name], "seeds", "ACC", "NMI", "ARI", "pretraining s", "clustering s", "peak GB")
     rows = []
-    for method in (*PEERS, OUR_FEATURES, OURS):
+    for method in (*PEERS, OUR_FEATURES, HALVING, OURS):
         if results.find(method=method):
             count = len(results.find(method=method))
             figures = [results.mean(column, method=method) for column in ("acc", "nmi", "ari")]
@@ -257,16 +265,18 @@ def table(results: Results, name: str) -> list[str]:
             title = f"**{method}**" if method == OURS else method
             rows.append((title, count, *figures, *seconds, results.mean("peak_gb", 1, spread=False, method=method)))
     lines = [*markdown_table(header, rows), ""]
+    for method in (OURS, HALVING):
+        if results.find(method=method):
+            stages = ", ".join(f"{s} {results.mean(s, 0, spread=False, method=method)}" for s in STAGES[1:])
+            cells = dict.fromkeys(row["cell"] for row in results.find(method=method))
+            start = results.mean("start_acc", method=method)
+            lines.append(f"{method}: seconds of {stages}. ACC of the start: {start}. Chosen: {'; '.join(cells)}.\n")
     if results.find(method=OURS):
         recipe = recipe_of(name)
-        stages = ", ".join(f"{s} {results.mean(s, 0, spread=False, method=OURS)}" for s in STAGES[1:])
-        cells = dict.fromkeys(row["cell"] for row in results.find(method=OURS))
-        lines += [
-            f"skdiec's seconds: {stages}. Chosen: {'; '.join(cells)}. ACC of the start: "
-            f"{results.mean('start_acc', method=OURS)}. Backbone: {recipe['parameters'] / 1e6:.2f} M parameters, "
-            f"{recipe['settings']['epochs']} epochs on the same {recipe['images']:,} images without labels, "
-            f"{recipe['seconds'] / 60:.1f} minutes.",
-        ]
+        lines.append(
+            f"Backbone: {recipe['parameters'] / 1e6:.2f} M parameters, {recipe['settings']['epochs']} epochs on the "
+            f"same {recipe['images']:,} images without labels, {recipe['seconds'] / 60:.1f} minutes."
+        )
     return [*lines, *sources(results), f"Command: `python benchmarks/accuracy.py --datasets {name}`.", ""]
 
 
