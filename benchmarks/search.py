@@ -118,7 +118,7 @@ def table(results: Results, fits: Results | None = None) -> list[str]:
             key = {"dataset": name, "strategy": strategy}
             found = results.find(**key)
             if found:
-                own = [fits.find(dataset=name, cell=row["cell"], seed=row["seed"])[0] for row in found]
+                own = [fit for row in found for fit in fits.find(dataset=name, cell=row["cell"], seed=row["seed"])]
                 of_cells = [fits.find(dataset=name, cell=row["cell"]) for row in found]
                 rows.append(
                     (
@@ -130,7 +130,7 @@ def table(results: Results, fits: Results | None = None) -> list[str]:
                         mean_of([float(row["seconds"]) for row in own], 0, spread=False),
                         results.mean("regret", 3, spread=False, **key),
                         mean_of([float(row["acc"]) for row in own]),
-                        mean_of([np.mean([float(row["acc"]) for row in each]) for each in of_cells]),
+                        mean_of([np.mean([float(row["acc"]) for row in each]) for each in of_cells if each]),
                         "; ".join(row["cell"] for row in found),
                     )
                 )

@@ -940,7 +940,7 @@ def _find_start(
         labels = kmeans_labels(h, n_clusters, n_init=n_init, seed=seed)
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-        side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, n_rows=len(h), threads=True)
+        side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
         labels = ensemble_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side).labels
     return _Start(projection, h, graph, labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,17 +11,14 @@ from typing import TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_info, threadpool_limits
-
-THREADED_ROWS = 1000
-"""Work on fewer rows than this is done by one thread: it mostly takes Python's time, which threads do not share."""
+from threadpoolctl import ThreadpoolController
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 def in_parallel(
-    calls: Sequence[Callable[[], _T]], n_jobs: int | None, n_rows: int, *, threads: bool = False
+    calls: Sequence[Callable[[], _T]], n_jobs: int | None, *, threads: bool = False, busy: bool = False
 ) -> list[_T]:
     """Return what some calls return, several at the same time, each of them computing with one thread.
 
@@ -31,30 +29,35 @@ def in_parallel(
     ----------
     calls : sequence of callable
     n_jobs : int or None
-        As in joblib; None, outside of a `joblib.parallel_config`, is as many threads as libraries compute with, or one
-        where there are fewer rows than 1,000.
-    n_rows : int
-        Rows that each call works on.
+        As in joblib; None, outside of a `joblib.parallel_config`, is as many threads as libraries compute with.
     threads : bool, default=False
         Never leave them to other processes.
+    busy : bool, default=False
+        Other work has the cores: None is one thread then.
 
     Returns
     -------
     list
         In the order of the calls.
     """
-    if n_jobs is None and effective_n_jobs(None) == 1 and n_rows >= THREADED_ROWS:
+    if n_jobs is None and effective_n_jobs(None) == 1 and not busy:
         # Threads need no time to start; two of them do 1.5 times as much as one.
-        n_jobs, threads = max((pool["num_threads"] for pool in threadpool_info()), default=1), True
+        n_jobs, threads = max((pool["num_threads"] for pool in _libraries().info()), default=1), True
     # Limits and filters here too: what threads restore, each for itself, gets mixed up.
-    with threadpool_limits(limits=1), warnings.catch_warnings():
+    with _libraries().limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(_alone)(call) for call in calls)
 
 
-@threadpool_limits.wrap(limits=1)  # OpenMP's limit is not inherited by other threads
 def _alone(call: Callable[[], _T]) -> _T:
-    return call()
+    with _libraries().limit(limits=1):  # OpenMP's limit is not inherited by other threads
+        return call()
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Find the numerical libraries of this process once: it takes as long as two runs of k-means on few rows."""
+    return ThreadpoolController()
 
 
 def in_order(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int) -> Iterator[_R]:

@@ -54,6 +54,10 @@ EXACT_WIDTH = 256
 WIDEST_COVARIANCE = 4096
 """Features with more columns have no exact principal components: their covariance takes too much memory and time."""
 
+AHEAD_BELOW = 1000
+"""On fewer images than this, the next features are extracted while cells are scored, by one thread then: that mostly
+takes Python's time, which threads do not share well."""
+
 _BLOCK_ROWS = 8192
 
 
@@ -267,16 +271,16 @@ def search_cells(
         for cell in cells:
             together.setdefault(cell.timestep, []).append(cell)
         new = [(each, draw) for each in together.values() for draw in range(draws) if (each[0], draw) not in known]
-        extracted = _extracted(extract, new, count)
+        extracted, n_left = _extracted(extract, new, count), len(new)
         for timestep, wanted in together.items():
             for draw in range(draws):
                 if (wanted[0], draw) in known:
                     continue
-                features = next(extracted)
+                features, n_left = next(extracted), n_left - 1
                 calls = [partial(score, features[cell], latest.get(cell)) for cell in wanted]
                 # Temporary files' maps cannot be sent to other processes, threads share them.
                 threads = any(isinstance(features[cell], np.memmap) for cell in wanted)
-                scored = parallel.in_parallel(calls, n_jobs, count, threads=threads)
+                scored = parallel.in_parallel(calls, n_jobs, threads=threads, busy=n_left > 0 and count < AHEAD_BELOW)
                 latest.update(zip(wanted, scored, strict=True))
                 known.update({(cell, draw): latest[cell] for cell in wanted})
                 n_forward += count
@@ -388,10 +392,9 @@ def _extracted(
     def run(each: tuple[Sequence[Cell], int]) -> Mapping[Cell, NDArray[np.float32]]:
         return extract(*each, count)
 
-    if count >= parallel.THREADED_ROWS:
+    if count >= AHEAD_BELOW:  # two passes' features would take twice the memory
         yield from map(run, passes)
         return
-    # One thread scores cells of few images, and leaves the other cores to the next pass.
     with ThreadPoolExecutor(1) as pool:
         yield from parallel.in_order(pool, run, passes, ahead=1)
 

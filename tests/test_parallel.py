@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from skdiec.parallel import THREADED_ROWS, in_order, in_parallel
+from skdiec.parallel import in_order, in_parallel
 
 
 def limits_and_thread(wait=None):
@@ -20,16 +20,16 @@ def test_calls_run_at_the_same_time_with_one_thread_each(n_jobs):
     with threadpool_limits(limits=2):
         before = [pool["num_threads"] for pool in threadpool_info()]
         calls = [functools.partial(limits_and_thread, together.wait)] * 4
-        found = in_parallel(calls, n_jobs, THREADED_ROWS, threads=True)
+        found = in_parallel(calls, n_jobs, threads=True)
         assert [pool["num_threads"] for pool in threadpool_info()] == before
     assert max(before) == 2
     assert all(set(limits) == {1} and thread is not threading.main_thread() for limits, thread in found)
 
 
-@pytest.mark.parametrize(("n_jobs", "n_rows"), [(1, 10**6), (None, THREADED_ROWS - 1)])
-def test_one_job_and_few_rows_stay_in_the_thread_of_the_caller(n_jobs, n_rows):
+@pytest.mark.parametrize(("n_jobs", "busy"), [(1, False), (None, True)])
+def test_one_job_and_busy_cores_leave_calls_in_the_thread_of_the_caller(n_jobs, busy):
     with threadpool_limits(limits=2):
-        ((limits, thread),) = in_parallel([limits_and_thread], n_jobs, n_rows)
+        ((limits, thread),) = in_parallel([limits_and_thread], n_jobs, busy=busy)
     assert thread is threading.main_thread()
     assert set(limits) == {1}
 
@@ -37,7 +37,7 @@ def test_one_job_and_few_rows_stay_in_the_thread_of_the_caller(n_jobs, n_rows):
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_results_are_in_the_order_of_the_calls(n_jobs):
     calls = [functools.partial(int, number) for number in "31415"]
-    assert in_parallel(calls, n_jobs, 10) == [3, 1, 4, 1, 5]
+    assert in_parallel(calls, n_jobs) == [3, 1, 4, 1, 5]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

@@ -267,14 +267,13 @@ def test_processes_give_what_one_gives():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_cells_are_scored_by_as_many_threads_as_libraries_use(threads, monkeypatch):
+def test_cells_are_scored_by_as_many_threads_as_libraries_use(threads):
     together = threading.Barrier(threads, timeout=60)
 
     def criterion(features, labels):
         together.wait()  # passed by so many at a time only
         return float(threading.current_thread() is threading.main_thread())
 
-    monkeypatch.setattr("skdiec.parallel.THREADED_ROWS", 60)
     with threadpool_limits(limits=threads):
         scores = search_cells(planted(), **SMALL, criterion=criterion).scores["criterion"]
     assert scores[0, 0, :2].tolist() == [float(threads == 1)] * 2
@@ -375,9 +374,9 @@ def test_the_next_features_are_extracted_while_cells_are_scored():
     assert order == [(10, 0), (10, 1), (300, 0), (300, 1)]
 
 
-@pytest.mark.parametrize(("threaded_rows", "ahead"), [(61, 1), (60, 0)])
-def test_at_most_one_pass_is_extracted_ahead_and_none_where_threads_score(threaded_rows, ahead, monkeypatch):
-    monkeypatch.setattr("skdiec.parallel.THREADED_ROWS", threaded_rows)
+@pytest.mark.parametrize(("ahead_below", "ahead"), [(61, 1), (60, 0)])
+def test_at_most_one_pass_of_few_images_is_extracted_ahead(ahead_below, ahead, monkeypatch):
+    monkeypatch.setattr(search_module, "AHEAD_BELOW", ahead_below)
     begun, scored = [], []
     space = planted()
 
@@ -395,6 +394,19 @@ def test_at_most_one_pass_is_extracted_ahead_and_none_where_threads_score(thread
     cells = len(scored) // 4
     assert all(count <= place // cells + 1 + ahead for place, count in enumerate(scored))
     assert ahead or scored == sorted(place // cells + 1 for place in range(len(scored)))
+
+
+def test_one_thread_scores_while_features_are_extracted_and_all_threads_then():
+    scored_by = []
+
+    def criterion(features, labels):
+        scored_by.append(threading.current_thread() is threading.main_thread())
+        return 1.0
+
+    with threadpool_limits(limits=2):
+        search_cells(planted(), **GRID, criterion=criterion)
+    cells = len(scored_by) // 4  # two timesteps, two draws
+    assert scored_by == [True] * 3 * cells + [False] * cells
 
 
 def test_an_error_of_the_extraction_ends_the_search():
