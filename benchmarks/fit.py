@@ -2,7 +2,8 @@
 
 The fit is compared with what its forward passes alone cost: those that search and features need, each up to the
 deepest layer that is wanted, at the speed of the bare network in the same process. Every fit has a process of its own,
-and seed 0. A run that was stopped goes on where it was. The environment says how many threads there are:
+and seed 0; the shortest one is repeated. A run that was stopped goes on where it was. The environment says how many
+threads there are:
 
     OMP_NUM_THREADS=2 python benchmarks/fit.py --data FOLDER
 """
@@ -23,6 +24,7 @@ from common import (
     in_new_process,
     machine,
     markdown_table,
+    mean_of,
     seconds,
     sources,
     write_table,
@@ -33,6 +35,7 @@ from skdiec.datasets import FOLDER_VARIABLE, load_dataset
 from skdiec.features import suited_batch_size
 
 SIZES = {"usps": (9_298,), "mnist": (10_000, 30_000, 70_000)}
+REPEATS = {"usps": 5, "mnist": 1}
 _ROUNDS = 50
 
 
@@ -71,14 +74,17 @@ def main() -> None:
     results, threads = results_of(), torch.get_num_threads()
     for name in () if arguments.table else arguments.datasets:
         for count in SIZES[name]:
-            if not results.find(dataset=name, images=count, threads=threads):
-                row, _, peak = in_new_process(fit, name, arguments.data, count)
-                results.add(dataset=name, images=count, threads=threads, **row, peak_gb=peak, machine=machine())
+            for repeat in range(REPEATS[name]):
+                key = {"dataset": name, "images": count, "threads": threads, "repeat": repeat}
+                if not results.find(**key):
+                    row, _, peak = in_new_process(fit, name, arguments.data, count)
+                    results.add(**key, **row, peak_gb=peak, machine=machine())
     write_table("fit", table(results))
 
 
 def results_of() -> Results:
-    return Results("fit", ("dataset", "images", "threads"), (*STAGES, "passes", "forward", "peak_gb", "machine"))
+    key = ("dataset", "images", "threads", "repeat")
+    return Results("fit", key, (*STAGES, "passes", "forward", "peak_gb", "machine"))
 
 
 def total(row: dict[str, str]) -> float:
@@ -88,18 +94,22 @@ def total(row: dict[str, str]) -> float:
 def table(results: Results) -> list[str]:
     stages = STAGES[1:]
     columns = [f"{stage} s" for stage in stages]
-    header = ("data", "images", "threads", *columns, "fit s", "forward passes s", "ratio", "peak GB")
+    header = ("data", "images", "threads", "fits", *columns, "fit s", "forward passes s", "ratio", "peak GB")
     lines = []
-    for row in results.rows:
-        spent = [f"{float(row[stage]):.0f}" for stage in stages]
-        ratio = f"{total(row) / float(row['forward']):.1f}"
-        whole = [f"{total(row):.0f}", f"{float(row['forward']):.0f}", ratio, f"{float(row['peak_gb']):.1f}"]
-        lines.append((NAMES[row["dataset"]], f"{int(row['images']):,}", row["threads"], *spent, *whole))
+    for name, count, threads in dict.fromkeys((row["dataset"], row["images"], row["threads"]) for row in results.rows):
+        key = {"dataset": name, "images": count, "threads": threads}
+        rows = results.find(**key)
+        figures = [results.mean(stage, 1, spread=False, **key) for stage in stages]
+        figures.append(mean_of([total(row) for row in rows], 1, spread=False))
+        figures.append(results.mean("forward", 1, spread=False, **key))
+        figures.append(mean_of([total(row) / float(row["forward"]) for row in rows], 2))
+        figures.append(results.mean("peak_gb", 1, spread=False, **key))
+        lines.append((NAMES[name], f"{int(count):,}", threads, len(rows), *figures))
     growth = []
     for name, threads in dict.fromkeys((row["dataset"], row["threads"]) for row in results.rows):
         rows = sorted(results.find(dataset=name, threads=threads), key=lambda row: int(row["images"]))
-        if len(rows) > 1:
-            first, last = rows[0], rows[-1]
+        first, last = rows[0], rows[-1]
+        if first["images"] != last["images"]:
             exponent = np.log(total(last) / total(first)) / np.log(int(last["images"]) / int(first["images"]))
             growth.append(
                 f"{NAMES[name]}, threads {threads}: from {int(first['images']):,} to {int(last['images']):,} images, "
