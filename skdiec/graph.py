@@ -44,6 +44,7 @@ class Partition:
 
 
 CallAll = Callable[[Sequence[Callable[[], Partition]]], Sequence[Partition]]
+"""Calls functions without arguments, perhaps several at the same time; returns their results in order."""
 
 
 def knn_graph(
