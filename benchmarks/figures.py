@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FIGURES = RESULTS / "figures"
-EPOCHS = (1, 2, 4, 7, 10, 15, 20, 30, 45, 60)
+EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20)
 N_MAP = 3000
 """Images in the two-dimensional maps."""
 
