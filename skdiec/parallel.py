@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,24 +39,22 @@ def in_parallel(
     list
         In the order of the calls.
     """
+    libraries = ThreadpoolController()
     if n_jobs is None and effective_n_jobs(None) == 1 and not busy:
         # Threads need no time to start; two of them do 1.5 times as much as one.
-        n_jobs, threads = max((pool["num_threads"] for pool in _libraries().info()), default=1), True
+        n_jobs, threads = max((library["num_threads"] for library in libraries.info()), default=1), True
+    shared = libraries if threads or effective_n_jobs(n_jobs) == 1 else None  # not sent to other processes
     # Limits and filters here too: what threads restore, each for itself, gets mixed up.
-    with _libraries().limit(limits=1), warnings.catch_warnings():
+    with libraries.limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return Parallel(n_jobs, require="sharedmem" if threads else None)(delayed(_alone)(call) for call in calls)
+        jobs = (delayed(_alone)(call, shared) for call in calls)
+        return Parallel(n_jobs, require="sharedmem" if threads else None)(jobs)
 
 
-def _alone(call: Callable[[], _T]) -> _T:
-    with _libraries().limit(limits=1):  # OpenMP's limit is not inherited by other threads
+def _alone(call: Callable[[], _T], libraries: ThreadpoolController | None) -> _T:
+    """Call with one thread; finding this process's numerical libraries takes as long as two k-means of few rows."""
+    with (libraries or ThreadpoolController()).limit(limits=1):  # OpenMP's limit is not inherited by other threads
         return call()
-
-
-@functools.cache
-def _libraries() -> ThreadpoolController:
-    """Find the numerical libraries of this process once: it takes as long as two runs of k-means on few rows."""
-    return ThreadpoolController()
 
 
 def in_order(pool: Executor, function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int) -> Iterator[_R]:
