@@ -128,31 +128,31 @@ def autoencoder_of(name: str, folder: Path | None, seed: int) -> tuple[Path, flo
 
 
 def ours(name: str, folder: Path | None, seed: int, backbone: Path, search: str) -> dict[str, Any]:
-    """Fit the estimator, and cluster by k-means the features that it chose."""
+    """Fit the estimator, and after the grid cluster by k-means the features that it chose."""
     from skdiec import DiffusionEmbeddedClustering
 
     images = load_dataset(name, folder).images
     with tempfile.TemporaryDirectory() as cache:
         settings = {"n_clusters": 10, "backbone": backbone, "search": search, "random_state": seed, "memory": cache}
         model = DiffusionEmbeddedClustering(**settings).fit(images)
-        cell = {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
-        kmeans = DiffusionEmbeddedClustering(**settings, **cell, init="k-means++", head=None).fit(images)
-    return {
-        "labels": model.labels_,
-        "initial": model.initial_labels_,
-        "kmeans": kmeans.initial_labels_,
-        "kmeans_seconds": kmeans.fit_seconds_["start"],
-        "stages": model.fit_seconds_,
-        "cell": f"{model.layer_} t={model.timestep_} p={model.pooling_}",
-    }
+        found = {
+            "labels": model.labels_,
+            "initial": model.initial_labels_,
+            "stages": model.fit_seconds_,
+            "cell": f"{model.layer_} t={model.timestep_} p={model.pooling_}",
+        }
+        if search == "grid":
+            cell = {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
+            kmeans = DiffusionEmbeddedClustering(**settings, **cell, init="k-means++", head=None).fit(images)
+            found |= {"kmeans": kmeans.initial_labels_, "kmeans_seconds": kmeans.fit_seconds_["start"]}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, NAMES)
-    parser.add_argument(
-        "--methods", nargs="+", choices=[OURS, HALVING, *PEERS], default=[OURS, HALVING, *PEERS], metavar="METHOD"
-    )
+    methods = [OURS, HALVING, *PEERS]
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD")
     arguments = parser.parse_args()
     results = all_results()
     for name in () if arguments.table else arguments.datasets:

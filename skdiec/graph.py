@@ -205,7 +205,7 @@ def best_partition(
     Partition
     """
     candidates = _candidates(X, graph, n_clusters, n_init, given, warm_start, seed)
-    return min(_find(candidates, partial(cut, graph), call_all), key=lambda partition: partition.cut)
+    return _lowest(_find(candidates, partial(cut, graph), call_all), n_init)
 
 
 def ensemble_partition(
@@ -239,10 +239,10 @@ def ensemble_partition(
     second = n_init // 2
     value = partial(cut, graph)
     found = _find(_candidates(X, graph, n_clusters, n_init - second, (), None, seed), value, call_all)
-    if second:
+    if second > 0:
         weighted = co_association_graph(graph, [partition.labels for partition in found])
         found += _find(_candidates(None, weighted, n_clusters, second, (), None, seed), value, call_all)
-    return min(found, key=lambda partition: partition.cut)
+    return _lowest(found, n_init)
 
 
 def co_association_graph(graph: sparse.csr_array, partitions: Sequence[NDArray[np.integer]]) -> sparse.csr_array:
@@ -294,6 +294,13 @@ def _find(
     return [call() for call in calls] if call_all is None else list(call_all(calls))
 
 
+def _lowest(found: Sequence[Partition], n_init: int) -> Partition:
+    """Return the first partition with the lowest cut."""
+    if not found:
+        raise ValueError(f"n_init must be at least 1; got {n_init}")
+    return min(found, key=lambda partition: partition.cut)
+
+
 def kmeans_labels(
     X: NDArray, n_clusters: int, *, n_init: int = 1, warm_start: NDArray[np.integer] | None = None, seed: int = 0
 ) -> NDArray[np.int32]:
@@ -323,8 +330,6 @@ def _candidates(
     seed: int,
 ) -> list[tuple[str, Callable[[], NDArray[np.int32]]]]:
     """Return where each candidate comes from, and how to find it."""
-    if n_init < 1 and not given and warm_start is None:
-        raise ValueError(f"n_init must be at least 1; got {n_init}")
     found: list[tuple[str, Callable[[], NDArray[np.int32]]]] = []
     found += [("given", partial(np.asarray, labels, dtype=np.int32)) for labels in given]
     if X is not None:

@@ -271,16 +271,16 @@ def search_cells(
         for cell in cells:
             together.setdefault(cell.timestep, []).append(cell)
         new = [(each, draw) for each in together.values() for draw in range(draws) if (each[0], draw) not in known]
-        extracted, n_left = _extracted(extract, new, count), len(new)
+        extracted = _extracted(extract, new, count)
         for timestep, wanted in together.items():
             for draw in range(draws):
                 if (wanted[0], draw) in known:
                     continue
-                features, n_left = next(extracted), n_left - 1
+                features, busy = next(extracted)
                 calls = [partial(score, features[cell], latest.get(cell)) for cell in wanted]
                 # Temporary files' maps cannot be sent to other processes, threads share them.
                 threads = any(isinstance(features[cell], np.memmap) for cell in wanted)
-                scored = parallel.in_parallel(calls, n_jobs, threads=threads, busy=n_left > 0 and count < AHEAD_BELOW)
+                scored = parallel.in_parallel(calls, n_jobs, threads=threads, busy=busy)
                 latest.update(zip(wanted, scored, strict=True))
                 known.update({(cell, draw): latest[cell] for cell in wanted})
                 n_forward += count
@@ -386,17 +386,18 @@ def _table(values: Mapping[Cell, float]) -> tuple[list[tuple[str, int]], list[in
 
 def _extracted(
     extract: Extract, passes: Sequence[tuple[Sequence[Cell], int]], count: int
-) -> Iterator[Mapping[Cell, NDArray[np.float32]]]:
-    """Yield the features of each pass's cells and draw."""
+) -> Iterator[tuple[Mapping[Cell, NDArray[np.float32]], bool]]:
+    """Yield the features of each pass's cells and draw, and whether those of the next one are being extracted."""
 
     def run(each: tuple[Sequence[Cell], int]) -> Mapping[Cell, NDArray[np.float32]]:
         return extract(*each, count)
 
     if count >= AHEAD_BELOW:  # two passes' features would take twice the memory
-        yield from map(run, passes)
+        yield from ((run(each), False) for each in passes)
         return
     with ThreadPoolExecutor(1) as pool:
-        yield from parallel.in_order(pool, run, passes, ahead=1)
+        for place, features in enumerate(parallel.in_order(pool, run, passes, ahead=1), start=1):
+            yield features, place < len(passes)
 
 
 @dataclass(frozen=True)
