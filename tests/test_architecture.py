@@ -14,7 +14,7 @@ import skdiec
 PACKAGE = Path(skdiec.__file__).parent
 ROOT = PACKAGE.parent
 FLOORS = {
-    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "parallel", "scores"], 0),
+    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "parallel", "scores", "seeding"], 0),
     "backbones": 1,
     **dict.fromkeys(["features", "search", "training"], 2),
     "_estimator": 3,
@@ -37,6 +37,7 @@ LIBRARIES = {
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},
     "search": {"numpy", "scipy", "sklearn"},
+    "seeding": {"torch"},
     "skdiec": set(),
     "training": {"numpy", "scipy.sparse", "torch"},
 }

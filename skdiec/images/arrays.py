@@ -1,0 +1,181 @@
+"""Images of arrays: which axis is which, and what their values mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skdiec.images.source import BLOCK_BYTES, ImageFormat, ImageSource
+
+CHANNEL_COUNTS = (1, 2, 3, 4)
+"""How many channels an image may have."""
+
+
+class ArrayImages(ImageSource):
+    """Images of an array in memory or in a memory map; see `as_image_source`."""
+
+    def __init__(self, array: NDArray, format: ImageFormat, *, channels_last: bool = False) -> None:
+        super().__init__(format)
+        self.array = array
+        self._channels_last = channels_last
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, rows: slice | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Read and scale some images."""
+        block = np.asarray(self.array[rows])
+        channels, height, width = self.shape
+        if self._channels_last:
+            block = np.moveaxis(block.reshape(len(block), height, width, channels), -1, 1)
+        # There are few values of uint8, each of which is scaled once.
+        scaled = self._scale(np.arange(256))[block] if block.dtype == np.uint8 else self._scale(block)
+        if self.format.is_table:
+            flat = np.full((len(block), channels * height * width), -1.0, dtype=np.float32)
+            flat[:, : scaled.shape[1]] = scaled
+            return flat.reshape(-1, channels, height, width)
+        return np.ascontiguousarray(scaled.reshape(-1, channels, height, width))
+
+    def _scale(self, values: NDArray) -> NDArray[np.float32]:
+        low, high = self.format.value_range
+        # In float64: float32 would lose the digits of a range that lies far from zero.
+        return ((values.astype(np.float64) - low) * (2.0 / (high - low)) - 1.0).astype(np.float32)
+
+    def _hash_content(self, digest: Any) -> None:
+        digest.update(f"{self.array.dtype.str}{self.array.shape}{self._channels_last}".encode())
+        for block in _blocks(self.array):
+            digest.update(np.ascontiguousarray(block).data)
+
+
+def as_array(X: Any) -> NDArray:
+    """Return what holds numbers (lists, tensors of torch, data frames) as an array; raise ValueError for all else."""
+    if hasattr(X, "detach") and hasattr(X, "cpu"):  # a torch tensor; bfloat16 has no numpy type
+        X = X.detach().cpu()
+        X = X.float().numpy() if "bfloat16" in str(X.dtype) else X.numpy()
+    array = np.asarray(X)
+    if array.dtype == object:
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"X must hold numbers or paths of image files: {error}") from None
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"X must hold real numbers or be paths of image files; got dtype {array.dtype}")
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"X must hold at least one image; got shape {array.shape}")
+    return array
+
+
+def as_array_images(
+    array: NDArray,
+    shape: tuple[int, int, int] | None,
+    shape_is_channels_last: bool,
+    channel_axis: int | None,
+    value_range: tuple[float, float] | None,
+    like: ImageFormat | None,
+) -> ArrayImages:
+    """Make a source of an array; `as_image_source` explains what each argument means."""
+    is_table, channels_last = False, False
+    if array.ndim == 2:
+        if shape is None and like is not None and not like.is_table:
+            # Fitted on images: their flat rows say nothing of their layout.
+            raise ValueError("X has 2 dimensions, but the estimator was fitted on images: give X their shape")
+        is_table = shape is None
+        if shape is None:
+            side = max(1, math.isqrt(array.shape[1] - 1) + 1)
+            shape = (1, side, side)
+        elif array.shape[1] != math.prod(shape):
+            raise ValueError(
+                f"image_shape {shape} (channels, height, width) needs {math.prod(shape)} features a row, "
+                f"but X has {array.shape[1]} features"
+            )
+        channels_last = shape_is_channels_last
+    else:
+        found, channels_last = _array_shape(array, shape, channel_axis)
+        if shape is not None and found != shape:
+            raise ValueError(f"image_shape {shape} (channels, height, width) does not fit X with images of {found}")
+        shape = found
+    low, high = _min_max(array)
+    if value_range is None:
+        value_range = _default_value_range(array, is_table, like, low, high)
+    # A table's new rows may lie beyond those it was fitted on; an image's pixels may not leave their range.
+    tolerance = 1e-6 * (value_range[1] - value_range[0])
+    if not is_table and (low < value_range[0] - tolerance or high > value_range[1] + tolerance):
+        raise ValueError(
+            f"value_range is {_pair(value_range)}, but X (dtype {array.dtype}) has values from {low:g} to {high:g}"
+        )
+    return ArrayImages(array, ImageFormat(shape, value_range, is_table), channels_last=channels_last)
+
+
+def _pair(value_range: tuple[float, float]) -> str:
+    return f"({value_range[0]:g}, {value_range[1]:g})"
+
+
+def _default_value_range(
+    array: NDArray, is_table: bool, like: ImageFormat | None, low: float, high: float
+) -> tuple[float, float]:
+    if is_table:
+        if like is not None:
+            return like.value_range
+        return (low, high) if high > low else (low, low + 1.0)
+    if array.dtype == np.uint8:
+        return (0.0, 255.0)
+    if array.dtype == np.bool_:
+        return (0.0, 1.0)
+    if like is not None:
+        return like.value_range
+    raise ValueError(
+        f"value_range must be stated for images of dtype {array.dtype}, such as (0, 1) or (-1, 1): "
+        f"X has values from {low:g} to {high:g}"
+    )
+
+
+def _array_shape(
+    array: NDArray, shape: tuple[int, int, int] | None, channel_axis: int | None
+) -> tuple[tuple[int, int, int], bool]:
+    """Return ``(channels, height, width)`` of an array's images, and whether the channels come last."""
+    if array.ndim == 3:
+        height, width = array.shape[1:]
+        if shape is None and width in (3, 4) and height > 4:
+            raise ValueError(
+                f"X has shape {array.shape}: one color image, or {len(array)} images of {height} x {width} pixels? "
+                "Pass X[None] for the one image, or state image_shape=(height, width)"
+            )
+        return (1, height, width), False
+    if array.ndim != 4:
+        raise ValueError(
+            f"X must have 2, 3 or 4 dimensions, as (n, features), (n, height, width), (n, channels, height, width) "
+            f"or (n, height, width, channels); got shape {array.shape}"
+        )
+    first = (int(array.shape[1]), int(array.shape[2]), int(array.shape[3]))
+    last = (int(array.shape[3]), int(array.shape[1]), int(array.shape[2]))
+    if channel_axis is None and shape is not None and (first == shape) != (last == shape):
+        channel_axis = 1 if first == shape else -1
+    if channel_axis is None:
+        may_be_first, may_be_last = first[0] in CHANNEL_COUNTS, last[0] in CHANNEL_COUNTS
+        if may_be_first == may_be_last:
+            problem = "both axis 1 and axis -1" if may_be_first else "neither axis 1 nor axis -1"
+            raise ValueError(
+                f"X has shape {array.shape}: {problem} could be the channels (1 to 4). Set channel_axis to 1 or -1"
+            )
+        channel_axis = 1 if may_be_first else -1
+    return (first, False) if channel_axis == 1 else (last, True)
+
+
+def _blocks(array: NDArray) -> Iterator[NDArray]:
+    """Yield runs of rows of a bounded size, so that a memory map is never read whole."""
+    rows = max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def _min_max(array: NDArray) -> tuple[float, float]:
+    low, high = math.inf, -math.inf
+    for block in _blocks(array):
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        if not (math.isfinite(low) and math.isfinite(high)) or np.isnan(block.min()):
+            raise ValueError("X must not contain NaN or infinity")
+    return low, high
