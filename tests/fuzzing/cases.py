@@ -191,7 +191,7 @@ OWN = {
         *_words("'' 'mps' 'xpu' 99 'cpu:1' 'vulkan' 'hpu' 'CPU' 'cuda:' 'mkldnn' 'lazy' 'ipu' 'privateuseone'"),
         "'cpu '",
     ],
-    "n_jobs": _words("1 -1 0 np.int64(1) -(10**6) 1.0 True"),
+    "n_jobs": _words("1 0 np.int64(1) -(10**6) 1.0 True"),
     "random_state": _words(
         "0 1 2**32-1 2**32 -1 np.int64(1) np.random.RandomState(0) np.random.default_rng(0) None np.random True"
     ),
@@ -223,7 +223,7 @@ OWN_OF_PRETRAIN = {
 TOO_LONG = {
     "epochs": ["None"],
     "pretrain_params": ["None", "{}"],  # 40 epochs
-    "n_jobs": _words("2 3 8 np.int8(3) np.uint8(3) np.int64(3) np.uint64(2)"),  # processes that take seconds to start
+    "n_jobs": _words("-1 2 3 8 np.int8(3) np.uint8(3) np.int64(3) np.uint64(2)"),  # processes, which start slowly
 }
 """Values that are legal and cost seconds."""
 

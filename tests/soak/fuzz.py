@@ -15,9 +15,12 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Iterable
 from multiprocessing import connection
 from pathlib import Path
 
@@ -76,8 +79,7 @@ class Worker:
 
     def end(self) -> None:
         """End the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self.pipe.send(None)
+        self._process.kill()
         self._process.join()
         self._folder.cleanup()
 
@@ -85,75 +87,86 @@ class Worker:
 def _work(pipe: connection.Connection, folder: str, seed: int, hang_seconds: float) -> None:
     log = (Path(folder) / "faults").open("w")
     faulthandler.enable(log)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):  # progress bars and logs
         os.dup2(null, descriptor)
     torch.set_num_threads(1)
     bench = Bench(Path(folder))
     with limited_memory():
-        for number in iter(pipe.recv, None):
+        while True:
+            number = pipe.recv()
             # Ends the process where the alarm of the judge does not get through: in compiled code.
             faulthandler.dump_traceback_later(3 * hang_seconds + 10, exit=True, file=log)
             case = numbered_case(seed, number)[1]
             try:
                 verdict = judge(case, bench, hang_seconds=hang_seconds)
-            except MemoryError as error:
-                verdict = Verdict("rejected", "the judge ran out of memory", "MemoryError", message=str(error))
+            except Exception as error:
+                verdict = Verdict("rejected", "the judge failed", type(error).__name__, message=traceback.format_exc())
             pipe.send(verdict)
             faulthandler.cancel_dump_traceback_later()
 
 
-def run(n_cases: int, n_jobs: int, seed: int, hang_seconds: float, first: int = 0) -> tuple[dict, dict]:
-    """Judge cases.
+class Tally:
+    """What came of the cases so far.
 
-    Returns
-    -------
-    counts : dict of (kind, outcome) to int
+    Attributes
+    ----------
+    counts : Counter of (kind, outcome)
+    unbuilt : Counter of str
+        Why cases were not built.
     failures : dict of (problem, error, where) to (count, number of the shortest case, its verdict)
     """
-    counts, failures, unbuilt = collections.Counter(), {}, collections.Counter()
-    numbers, started, done = iter(range(first, first + n_cases)), time.monotonic(), 0
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.counts, self.unbuilt, self.failures = collections.Counter(), collections.Counter(), {}
+
+    def add(self, number: int, verdict: Verdict) -> None:
+        """Count a case, and tell of the first failure of its kind."""
+        kind, case = numbered_case(self._seed, number)
+        self.counts[kind, verdict.outcome] += 1
+        if verdict.outcome == "not built":
+            self.unbuilt[f"{verdict.error}: {verdict.message[:80]}"] += 1
+        if verdict.problem:
+            key = (verdict.problem, verdict.error, verdict.where)
+            count, shortest, its = self.failures.get(key, (0, number, verdict))
+            if len(str(case)) < len(str(numbered_case(self._seed, shortest)[1])):
+                shortest, its = number, verdict
+            self.failures[key] = (count + 1, shortest, its)
+            if not count:
+                _say(f"{number}: {': '.join(filter(None, key))}\n    {case}")
+
+
+def run(tally: Tally, numbers: Iterable[int], n_jobs: int, seed: int, hang_seconds: float) -> None:
+    """Judge cases side by side."""
+    remaining, started, done = iter(numbers), time.monotonic(), 0
     workers = [Worker(seed, hang_seconds) for _ in range(n_jobs)]
-    busy = {worker.pipe: worker for worker in workers}
-    for worker, number in zip(workers, numbers, strict=False):
-        worker.begin(number)
-    while any(worker.number is not None for worker in workers):
-        for pipe in connection.wait([worker.pipe for worker in workers if worker.number is not None]):
-            worker = busy.pop(pipe)
-            number, verdict = worker.number, worker.result()
-            busy[worker.pipe] = worker  # a new process has a new pipe
-            kind, case = numbered_case(seed, number)
-            counts[kind, verdict.outcome] += 1
-            if verdict.outcome == "not built":
-                unbuilt[verdict.error, verdict.message[:80]] += 1
-            if verdict.problem:
-                key = (verdict.problem, verdict.error, verdict.where)
-                count, shortest, its = failures.get(key, (0, number, verdict))
-                if len(str(case)) < len(str(numbered_case(seed, shortest)[1])):
-                    shortest, its = number, verdict
-                failures[key] = (count + 1, shortest, its)
-                if not count:
-                    _say(f"{number}: {': '.join(filter(None, key))}\n    {case}")
-            worker.number = None
-            following = next(numbers, None)
-            if following is not None:
-                worker.begin(following)
-            done += 1
-            if done % 1000 == 0:
-                rate = done / (time.monotonic() - started)
-                _say(f"{done} of {n_cases}, {rate:.1f} a second, {len(failures)} kinds of failure")
-    for worker in workers:
-        worker.end()
-    for (error, message), count in unbuilt.most_common(5):
-        _say(f"not built, {count} times: {error}: {message}")
-    return counts, failures
+    try:
+        for worker, number in zip(workers, remaining, strict=False):
+            worker.begin(number)
+        while busy := {worker.pipe: worker for worker in workers if worker.number is not None}:
+            for pipe in connection.wait(list(busy)):
+                worker = busy[pipe]
+                tally.add(worker.number, worker.result())
+                worker.number = next(remaining, None)
+                if worker.number is not None:
+                    worker.begin(worker.number)
+                done += 1
+                if done % 1000 == 0:
+                    rate = done / (time.monotonic() - started)
+                    _say(f"{done} cases, {rate:.1f} a second, {len(tally.failures)} kinds of failure")
+    finally:
+        for worker in workers:
+            worker.end()
 
 
-def report(counts: dict, failures: dict, seed: int, command: str, seconds: float) -> str:
+def report(tally: Tally, seed: int, command: str, seconds: float) -> str:
     """The results as Markdown."""
     libraries = {name: __import__(name).__version__ for name in ("skdiec", "torch", "diffusers", "sklearn", "numpy")}
     outcomes = ("accepted", "rejected", "not built")
-    total = sum(counts.values())
+    total = sum(tally.counts.values())
     lines = [
         "# Fuzzing",
         "",
@@ -163,11 +176,13 @@ def report(counts: dict, failures: dict, seed: int, command: str, seconds: float
         "",
         f"| cases | {' | '.join(outcomes)} |",
         "|---" * 4 + "|",
-        *[f"| {kind} | {' | '.join(f'{counts[kind, outcome]:,}' for outcome in outcomes)} |" for kind in CASES],
+        *[f"| {kind} | {' | '.join(f'{tally.counts[kind, outcome]:,}' for outcome in outcomes)} |" for kind in CASES],
         "",
-        f"{sum(count for count, _, _ in failures.values()):,} failures of {len(failures)} kinds.",
+        f"{sum(count for count, _, _ in tally.failures.values()):,} failures of {len(tally.failures)} kinds.",
     ]
-    for (problem, error, where), (count, number, verdict) in sorted(failures.items(), key=lambda item: -item[1][0]):
+    for (problem, error, where), (count, number, verdict) in sorted(
+        tally.failures.items(), key=lambda item: -item[1][0]
+    ):
         message = " ".join(verdict.message.split())[:200]
         lines += [
             "",
@@ -200,14 +215,19 @@ def main() -> int:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, limited_memory():
             _say(f"{case}\n{judge(case, Bench(folder), hang_seconds=options.hang_seconds)}")
         return 0
-    started = time.monotonic()
-    counts, failures = run(options.cases, options.jobs, options.seed, options.hang_seconds, options.first)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started, tally = time.monotonic(), Tally(options.seed)
+    with contextlib.suppress(KeyboardInterrupt):  # what was done till then is saved
+        numbers = range(options.first, options.first + options.cases)
+        run(tally, numbers, options.jobs, options.seed, options.hang_seconds)
     command = f"python tests/soak/fuzz.py --cases {options.cases} --jobs {options.jobs} --seed {options.seed}"
-    text = report(counts, failures, options.seed, command, time.monotonic() - started)
+    text = report(tally, options.seed, command, time.monotonic() - started)
+    for reason, count in tally.unbuilt.most_common(5):
+        _say(f"not built, {count} times: {reason}")
     options.results.parent.mkdir(exist_ok=True)
     options.results.write_text(text)
     _say(text)
-    return int(bool(failures))
+    return int(bool(tally.failures))
 
 
 if __name__ == "__main__":
