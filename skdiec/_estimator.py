@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -38,10 +40,10 @@ from skdiec.backbones import (
     pretrain,
     untrained_backbone,
 )
-from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
+from skdiec.features import CellFeatures, FeatureExtractor, check_space, map_features, suited_batch_size
 from skdiec.graph import ensemble_partition, kmeans_labels, knn_graph
 from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
-from skdiec.parallel import in_parallel
+from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
 from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, principal_components, search_cells
 from skdiec.training import (
@@ -332,28 +334,28 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "search": [StrOptions({"grid", "halving"})],
         "criterion": [StrOptions({"consensus", "relative_cut", "normalized_cut", "scott"}), callable],
         "max_search_samples": [Interval(Integral, 2, None, closed="left")],
-        "search_draws": [Interval(Integral, 1, None, closed="left")],
-        "n_draws": [Interval(Integral, 1, None, closed="left")],
+        "search_draws": [Interval(Integral, 1, 10_000, closed="both")],
+        "n_draws": [Interval(Integral, 1, 10_000, closed="both")],
         "shift": [Interval(Integral, 0, None, closed="left"), None],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "neighbors_algorithm": [StrOptions({"exact", "nndescent"})],
         "init": [StrOptions({"graph", "k-means++"}), "array-like"],
-        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "n_init": [Interval(Integral, 1, 10_000, closed="both")],
         "head": [StrOptions({"residual", "direct"}), None],
         "train_backbone": ["boolean"],
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left")],
-        "gamma": [Interval(Real, 0, None, closed="left")],
-        "denoising_weight": [Interval(Real, 0, None, closed="left")],
-        "nu": [Interval(Real, 0, None, closed="neither")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "alpha": [Interval(Real, 0, 1e6, closed="both")],
+        "beta": [Interval(Real, 0, 1e6, closed="both")],
+        "gamma": [Interval(Real, 0, 1e6, closed="both")],
+        "denoising_weight": [Interval(Real, 0, 1e6, closed="both")],
+        "nu": [Interval(Real, 1e-6, 1e6, closed="both")],
+        "hidden_size": [Interval(Integral, 1, 2**16, closed="both")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
-        "backbone_learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "tol": [Interval(Real, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, 1e6, closed="right"), None],
+        "backbone_learning_rate": [Interval(Real, 0, 1e6, closed="right")],
+        "tol": [Interval(Real, 0, 1, closed="both")],
         "update_interval": [Interval(Integral, 1, None, closed="left")],
         "pretrain_params": [dict, None],
         "backbone_folder": [str, os.PathLike, None],
@@ -361,7 +363,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "inference_batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "precision": [StrOptions({"fp32", "bf16", "fp16"})],
         "device": [str, torch.device, None],
-        "n_jobs": [Integral, None],
+        "n_jobs": [Interval(Integral, None, None, closed="neither"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -493,11 +495,18 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             Where clusters collapse, the denoising loss rises while the backbone trains, or `precision` is one that
             the device computes with slowly.
         """
-        with _logging(self.verbose):
-            return self._fit(X)
+        fitting = self._checked()
+        for name in [name for name in vars(fitting) if name.endswith("_") and not name.startswith("_")]:
+            delattr(fitting, name)
+        with _logging(fitting.verbose), library_defaults():
+            fitting._fit(X)
+        # In one step: a fit that fails, or is interrupted, leaves all that there was before.
+        given = {name: vars(self)[name] for name in self.get_params(deep=False)}
+        self.__dict__ = {**vars(fitting), **given}
+        self._warn_of_empty_clusters()
+        return self
 
-    def _fit(self, X: Any) -> DiffusionEmbeddedClustering:
-        self._check_parameters()
+    def _fit(self, X: Any) -> None:
         device = default_device(self.device)
         if is_emulated(self.precision, device):
             warnings.warn(
@@ -525,7 +534,18 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         backbone = load() or untrained_backbone(source, **pretrain_params)
         backbone.check_channels(source.shape[0])
         layers, timesteps, poolings = self._search_space(backbone)
-        self._check_init(len(source), layers, poolings)
+        widths = [
+            channels * pooling**2
+            for channels, *sides in layers.values()
+            for pooling in poolings
+            if pooling <= min(sides)
+        ]
+        self._check_init(len(source), widths)
+        check_space(4 * len(source) * max(widths))
+        if self.shift is not None and self.shift >= min(source.shape[1:]):
+            raise ValueError(
+                f"shift must be less than the images' sides, {source.shape[1:]} (height, width); got {self.shift}"
+            )
         if isinstance(source, FileImages):
             source = source.in_memory()
 
@@ -548,19 +568,20 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         features = dataclasses.replace(extractor, memory=memory).extract(source, [cell])[cell]
         clock.stop("features")
         features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
-        start = memory.cache(_find_start, ignore=["n_jobs"])(
-            __version__,
-            features,
-            self.n_clusters,
-            self.n_components,
-            self.n_neighbors,
-            self.neighbors_algorithm,
-            self.init,
-            self.n_init,
-            self.gamma,
-            seeds.start,
-            self.n_jobs,
-        )
+        with one_blas_thread:
+            start = memory.cache(_find_start, ignore=["n_jobs"])(
+                __version__,
+                features,
+                self.n_clusters,
+                self.n_components,
+                self.n_neighbors,
+                self.neighbors_algorithm,
+                self.init,
+                self.n_init,
+                self.gamma,
+                seeds.start,
+                self.n_jobs,
+            )
         clock.stop("start")
         extractors = self._train(extractor, source, cell, start, seeds.head)
         clock.stop("training")
@@ -581,7 +602,6 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.backbone_ = extractors[-1].backbone
         self.fit_seconds_ = clock.seconds
         self.n_features_in_ = math.prod(source.shape) if not source.format.is_table else self.n_features_in_
-        return self
 
     def predict(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.int32]:
         """Assign images to the clusters.
@@ -610,8 +630,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         ndarray of shape (n_samples, n_clusters), float64
             Rows sum to 1.
         """
-        source = self._fitted_source(X)
-        return self._map(source, lambda *features: self._model.assign(self._model.embed(*features)))
+        fitted = self._fitted()
+        with library_defaults():
+            source = fitted._fitted_source(X)
+            return fitted._map(source, lambda *features: fitted._model.assign(fitted._model.embed(*features)))
 
     def transform(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.float32]:
         """Embed images.
@@ -625,8 +647,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         -------
         ndarray of shape (n_samples, n_components_), float32
         """
-        source = self._fitted_source(X)
-        return self._map(source, self._model.embed)
+        fitted = self._fitted()
+        with library_defaults():
+            return fitted._map(fitted._fitted_source(X), fitted._model.embed)
 
     def fit_transform(
         self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None
@@ -664,8 +687,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         float
             From -0.5 to 1.
         """
-        source = self._fitted_source(X)
+        fitted = self._fitted()
+        with library_defaults(), one_blas_thread:
+            return fitted._score(fitted._fitted_source(X))
 
+    def _score(self, source: ImageSource) -> float:
         def label_and_project(*features: NDArray) -> NDArray[np.float64]:
             labels = self._model.assign(self._model.embed(*features)).argmax(axis=1)
             return np.column_stack([labels, self._model.projection.project(features[0])])
@@ -685,8 +711,46 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "backbone_")  # not n_features_in_, which a fit that fails later has set too
 
+    def _fitted(self) -> DiffusionEmbeddedClustering:
+        check_is_fitted(self)
+        return self._checked()
+
+    def _checked(self) -> DiffusionEmbeddedClustering:
+        """Return a shallow copy, whose parameters are checked and plain numbers of Python."""
+        self._check_parameters()
+        checked = copy.copy(self)
+        for name, kind in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None:
+                setattr(checked, name, kind(value))
+        checked.n_jobs = useful_jobs(checked.n_jobs)
+        return checked
+
+    def _warn_of_empty_clusters(self) -> None:
+        found = len(np.unique(self.labels_))
+        if found < self.n_clusters:
+            distinct = len(np.unique(self.embedding_, axis=0))
+            warnings.warn(
+                f"only {found} of n_clusters={self.n_clusters} clusters have images: the {len(self.labels_)} images of "
+                f"X have {distinct} different embeddings",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
     def _check_parameters(self) -> None:
         self._validate_params()
+        for name in _NUMBERS:
+            if isinstance(getattr(self, name), bool):  # Python counts bools among the integers
+                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}")
+        try:
+            check_memory(self.memory)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"memory must be a folder that can be written to; got {self.memory!r} ({error})"
+            ) from error
+        for name, reason in _NOT_IN_PRETRAIN_PARAMS.items():
+            if name in (self.pretrain_params or {}):
+                raise ValueError(f"pretrain_params must not have {name!r}, {reason}")
         if self.head == "direct" and not self.train_backbone:
             raise ValueError("head='direct' trains the backbone: it needs train_backbone=True")
         if self.head is None and self.train_backbone:
@@ -702,9 +766,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         if self.n_jobs == 0:  # joblib would say so too, after the backbone was trained
             raise ValueError("n_jobs must be None, positive or negative, as in scikit-learn; got 0")
         if not isinstance(self.init, str):
-            centers = check_array(self.init, dtype=np.float64, input_name="init")
+            try:
+                centers = check_array(self.init, dtype=np.float64, input_name="init")
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"init must be centres of shape (n_clusters, n_components_): {error}") from error
             if len(centers) != self.n_clusters:
                 raise ValueError(f"init must have n_clusters={self.n_clusters} rows; got shape {centers.shape}")
+        if callable(self.criterion):
+            _check_criterion(self.criterion)
 
     def _check_input(self, X: Any, *, reset: bool) -> Any:
         """Let scikit-learn check what it knows: finite numbers, names and number of features."""
@@ -734,7 +803,6 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         )
 
     def _fitted_source(self, X: Any) -> ImageSource:
-        check_is_fitted(self)
         return self._image_source(self._check_input(X, reset=False), like=self._format)
 
     def _search_space(
@@ -757,15 +825,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             )
         return layers, timesteps, poolings
 
-    def _check_init(self, n_samples: int, layers: Mapping[str, tuple[int, int, int]], poolings: Sequence[int]) -> None:
+    def _check_init(self, n_samples: int, widths: Sequence[int]) -> None:
         """Raise ValueError for centres of dimensions that the embedding has in no candidate."""
         if isinstance(self.init, str):
             return
-        pairs = [(shape, pooling) for shape in layers.values() for pooling in poolings if pooling <= min(shape[1:])]
-        widths = {min(self.n_components, n_samples, shape[0] * pooling**2) for shape, pooling in pairs}
-        if np.shape(self.init)[1] not in widths:
+        possible = sorted({min(self.n_components, n_samples, width) for width in widths})
+        if np.shape(self.init)[1] not in possible:
             raise ValueError(
-                f"init must have {' or '.join(map(str, sorted(widths)))} columns, the dimensions of the embedding; "
+                f"init must have {' or '.join(map(str, possible))} columns, the dimensions of the embedding; "
                 f"got {np.shape(self.init)[1]}"
             )
 
@@ -839,6 +906,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         batch_size = self.batch_size
         if batch_size is None:
             batch_size = 128 if self.train_backbone else min(max(128, len(source) // 16), 512)
+        batch_size = min(batch_size, max(128, len(source)))
         config = TrainingConfig(
             alpha=self.alpha,
             beta=self.beta,
@@ -924,7 +992,7 @@ def _find_start(
     seed: int,
     n_jobs: int | None,
 ) -> _Start:
-    mean, components, variances = principal_components(features, n_components, seed=seed)
+    mean, components, variances = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
     spread = float(np.sqrt(variances.sum()))
     projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
@@ -937,7 +1005,8 @@ def _find_start(
             )
         labels = pairwise_distances_argmin(h, centers).astype(np.int32)
     elif init == "k-means++":
-        labels = kmeans_labels(h, n_clusters, n_init=n_init, seed=seed)
+        run = functools.partial(kmeans_labels, h, n_clusters, n_init=n_init, seed=seed)
+        (labels,) = in_parallel([run], 1)
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
         side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
@@ -948,6 +1017,34 @@ def _find_start(
 def _run_search(key: tuple, extract: Callable, n_jobs: int | None, **arguments: Any) -> SearchResult:
     # A function of its own, so that joblib's key holds no closure: `key` stands for images, weights and seeds.
     return search_cells(extract, n_jobs=n_jobs, **arguments)
+
+
+_NUMBERS: dict[str, Callable[[Any], float]] = {
+    name: int if constraints[0].type is Integral else float
+    for name, constraints in DiffusionEmbeddedClustering._parameter_constraints.items()
+    if isinstance(constraints[0], Interval) and "array-like" not in constraints
+}
+"""Parameters that are one number, and its type."""
+
+_NOT_IN_PRETRAIN_PARAMS = {
+    "X": "which is what fit is given",
+    "folder": "for which there is backbone_folder",
+    "image_shape": "which is a parameter of the estimator itself",
+    "channel_axis": "which is a parameter of the estimator itself",
+    "value_range": "which is a parameter of the estimator itself",
+}
+
+
+def _check_criterion(criterion: Callable[[NDArray, NDArray], float]) -> None:
+    """Raise ValueError for a criterion that is not one, which else would show after the backbone was trained."""
+    labels = np.repeat(np.arange(3), 10)
+    features = np.random.default_rng(0).normal(size=(len(labels), 2)) + labels[:, None]
+    try:
+        float(criterion(features, labels))
+    except Exception as error:
+        raise ValueError(
+            f"criterion must return a number for features of shape (n, d) and labels of shape (n,): {error!r}"
+        ) from error
 
 
 def _is_auto(backbone: object) -> bool:

@@ -674,7 +674,10 @@ def test_loss_that_is_not_finite_ends_the_training():
     embedder = Scripted([labels], nan_from=3)
     with pytest.warns(UserWarning, match="the loss became") as record:
         result = train(embedder, knn_graph(3 * np.eye(3)[labels], 1), np.array(labels), 3, SCRIPTED)
-    assert messages(record) == ["the loss became nan in epoch 3: keeping epoch 2"]
+    assert messages(record) == [
+        "training diverged in epoch 3, where the loss became nan: keeping epoch 2; "
+        f"lower learning_rate, which is {SCRIPTED.learning_rate:g}"
+    ]
     assert (result.n_epochs, result.best_epoch, int(embedder.module.epoch)) == (2, 2, 2)
     assert {len(values) for values in result.history.values()} == {3}
     assert np.isfinite(result.centers).all()
