@@ -717,12 +717,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     def _checked(self) -> DiffusionEmbeddedClustering:
         """Return a shallow copy, whose parameters are checked and plain numbers of Python."""
-        self._check_parameters()
         checked = copy.copy(self)
         for name, kind in _NUMBERS.items():
-            value = getattr(self, name)
-            if value is not None:
-                setattr(checked, name, kind(value))
+            setattr(checked, name, _as_plain_number(name, getattr(self, name), kind))
+        checked._check_parameters()
         checked.n_jobs = useful_jobs(checked.n_jobs)
         return checked
 
@@ -739,9 +737,6 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     def _check_parameters(self) -> None:
         self._validate_params()
-        for name in _NUMBERS:
-            if isinstance(getattr(self, name), bool):  # Python counts bools among the integers
-                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}")
         try:
             check_memory(self.memory)
         except (OSError, ValueError) as error:
@@ -1026,6 +1021,19 @@ _NUMBERS: dict[str, Callable[[Any], float]] = {
 }
 """Parameters that are one number, and its type."""
 
+
+def _as_plain_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
+    """Return a number of any library as Python's own; leave what is none for the check that follows."""
+    if isinstance(value, (bool, np.bool_)):  # which Python counts among the integers
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    if not isinstance(value, Integral if kind is int else Real):
+        return value
+    try:
+        return kind(value)
+    except OverflowError:  # an integer past all floats
+        return value
+
+
 _NOT_IN_PRETRAIN_PARAMS = {
     "X": "which is what fit is given",
     "folder": "for which there is backbone_folder",
@@ -1055,7 +1063,9 @@ def _candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tu
     """Return one value, several or the default ones as a tuple."""
     if value is None:
         return tuple(default)
-    values = (value,) if isinstance(value, kind) else tuple(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()  # a number where it has no axis
+    values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     if not values or not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):
         word = "strings" if kind is str else "integers"
         raise ValueError(f"{name} must be one or several {word}; got {value!r}")

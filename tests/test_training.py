@@ -695,6 +695,22 @@ def test_steps_that_are_far_too_long_leave_a_finite_state():
     assert embedder.embed_all().isfinite().all()
 
 
+@pytest.mark.parametrize(("n_clusters", "n_rows"), [(1, 60), (1, 2), (2, 3), (3, 60)])
+@pytest.mark.parametrize("max_epochs", [1, 3])
+def test_last_step_that_is_far_too_long_is_undone(n_clusters, n_rows, max_epochs):
+    h = blobs()[:n_rows]
+    embedder, labels = frozen(h), np.arange(n_rows) % n_clusters
+    config = TrainingConfig(learning_rate=1e38, batch_size=n_rows, max_epochs=max_epochs)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        result = train(embedder, knn_graph(h, 4), labels, n_clusters, config)
+    assert any("training diverged in epoch" in str(warning.message) for warning in record)
+    assert np.isfinite(result.centers).all()
+    assert embedder.embed_all().isfinite().all()
+    assert result.best_epoch == 0
+    assert_allclose(embedder.embed_all(), h, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("last", "warned"), [(1.05, False), (1.15, True)])
 def test_rise_of_the_denoising_loss_is_told_of(last, warned):
     embedder = Scripted([[0, 0, 1, 1, 2, 2]], drifts=[2.0, 9.0, 2 * last])
