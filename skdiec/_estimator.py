@@ -40,7 +40,16 @@ from skdiec.backbones import (
 )
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import ensemble_partition, kmeans_labels, knn_graph
-from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
+from skdiec.images import (
+    FileImages,
+    ImageFormat,
+    ImageSource,
+    as_image_source,
+    is_rows,
+    refuse_one_image,
+    thumbnails,
+    unpack,
+)
 from skdiec.parallel import in_parallel
 from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, principal_components, search_cells
@@ -300,6 +309,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     value_range_ : tuple of float
         ``(black, white)`` in X.
 
+    files_ : list of Path
+        The image files in the order of `labels_`, where X was a folder or paths.
+
     n_features_in_ : int
         Values of each image.
 
@@ -526,8 +538,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         backbone.check_channels(source.shape[0])
         layers, timesteps, poolings = self._search_space(backbone)
         self._check_init(len(source), layers, poolings)
-        if isinstance(source, FileImages):
-            source = source.in_memory()
+        files = source.paths if isinstance(source, FileImages) else None
+        source = source.in_memory()
 
         clock = _Clock()
         if _is_auto(self.backbone):
@@ -580,6 +592,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.initial_labels_ = start.labels
         self.backbone_ = extractors[-1].backbone
         self.fit_seconds_ = clock.seconds
+        self.__dict__.pop("files_", None)
+        if files is not None:
+            self.files_ = files
         self.n_features_in_ = math.prod(source.shape) if not source.format.is_table else self.n_features_in_
         return self
 
@@ -707,19 +722,17 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
                 raise ValueError(f"init must have n_clusters={self.n_clusters} rows; got shape {centers.shape}")
 
     def _check_input(self, X: Any, *, reset: bool) -> Any:
-        """Let scikit-learn check what it knows: finite numbers, names and number of features."""
-        if is_paths(X):
-            if reset:
-                self.__dict__.pop("feature_names_in_", None)
-            return X
-        if hasattr(X, "detach"):
-            X = as_array(X)
-        ndim = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
-        if ndim > 2:
-            if reset:
-                self.__dict__.pop("feature_names_in_", None)
+        """Unpack X, and let scikit-learn check what it knows: finite numbers, names and number of features."""
+        X = unpack(X)
+        if not reset and not self._format.is_table:
+            refuse_one_image(X, self._format.shape)
+        if is_rows(X):
+            return validate_data(self, X, reset=reset)
+        if reset:
+            self.__dict__.pop("feature_names_in_", None)
+        if isinstance(X, np.ndarray):
             return check_array(X, allow_nd=True, estimator=self, input_name="X")
-        return validate_data(self, X, reset=reset)
+        return X
 
     def _image_source(
         self, X: Any, *, file_shape: Callable[[], tuple[int, int, int]] | None = None, like: ImageFormat | None = None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skdiec.images.arrays import CHANNEL_COUNTS, ArrayImages, as_array, as_array_images
-from skdiec.images.files import FILE_SUFFIXES, FileImages, as_paths, common_file_shape, is_paths
+from skdiec.images.arrays import CHANNEL_COUNTS, ArrayImages, as_array, as_array_images, refuse_one_image
+from skdiec.images.containers import Pictures, is_paths, is_rows, unpack
+from skdiec.images.files import FILE_SUFFIXES, FileImages, as_paths, common_file_shape
+from skdiec.images.pictures import PictureImages, common_shape
 from skdiec.images.source import ImageFormat, ImageSource, thumbnails
 
 __all__ = [
@@ -22,12 +25,15 @@ __all__ = [
     "as_array",
     "as_image_source",
     "is_paths",
+    "is_rows",
+    "refuse_one_image",
     "thumbnails",
+    "unpack",
 ]
 
 
 def as_image_source(
-    X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike],
+    X: ArrayLike | str | os.PathLike | Iterable,
     *,
     image_shape: Sequence[int] | None = None,
     channel_axis: int | None = None,
@@ -39,12 +45,16 @@ def as_image_source(
 
     Parameters
     ----------
-    X : array-like, path of a folder, or sequence of paths
+    X : array-like, path of a folder, sequence or iterable of images or of paths
         - ``(n, height, width)``, ``(n, channels, height, width)`` or ``(n, height, width, channels)``
           numpy array, memory map or torch tensor;
         - ``(n, features)`` rows, one flattened image each, or any table (see `image_shape`);
         - a folder (searched with its subfolders, in sorted order) or a sequence of image files. Files
-          of any mode and size are scaled to cover the target size, then cropped at the centre.
+          of any mode and size are scaled to cover the target size, then cropped at the centre;
+        - a sequence of PIL images, which are read as files are, or of arrays or tensors of one shape;
+        - other containers: generators, data sets of torch, Hugging Face or HDF5; see
+          `skdiec.images.containers.unpack`. What they make when asked for (`ImageSource.in_memory`) is made for
+          every reading, so it must be the same each time: random transforms do not belong there.
     image_shape : sequence of int, default=None
         ``(height, width)``, or three numbers with the channels where `channel_axis` says. Needed for
         flat image rows; without it, a two-dimensional X is a table: each row is laid out on the
@@ -54,12 +64,13 @@ def as_image_source(
         images) has its channels. None finds it where only one axis is 1 to 4 long.
     value_range : pair of float, default=None
         The values of black and white. None is 0 to 255 for uint8, 0 to 1 for bool, and for a table
-        the range of its values; all else must be stated.
+        the range of its values; all else must be stated. Where it is stated, it holds for images of any type.
     file_shape : callable, default=None
         Called for the ``(channels, height, width)`` that files are read at when `image_shape` is None. None is
         the shape that all files share.
     like : ImageFormat, default=None
-        The format of earlier input that this must agree with.
+        The format of earlier input that this must agree with: in shape and, where no `value_range` is stated, in the
+        kind of its numbers (`ImageFormat.kind`). So images of 0 to 1 are never read as images of 0 to 255.
 
     Returns
     -------
@@ -68,6 +79,8 @@ def as_image_source(
 
     Raises
     ------
+    TypeError
+        Where X is sparse.
     ValueError
         Where X is empty, ambiguous, unreadable, not finite, outside of its value range, or holds no numbers.
 
@@ -79,34 +92,40 @@ def as_image_source(
     (5, (1, 8, 8), -1.0)
     """
     if channel_axis not in (None, 1, -1):
-        raise ValueError(f"channel_axis must be None, 1 or -1; got {channel_axis!r}")
+        raise ValueError(f"channel_axis must be None, 1 or -1; got {reprlib.repr(channel_axis)}")
     value_range = _checked_value_range(value_range)
     shape, shape_is_channels_last = _checked_image_shape(image_shape, channel_axis)
-    paths = as_paths(X)
-    if paths is not None:
-        if like is not None:
-            shape = like.shape
-        shape = shape or (file_shape() if file_shape is not None else common_file_shape(paths))
-        return FileImages(paths, shape)
-    array = as_array(X)
-    source = as_array_images(array, shape, shape_is_channels_last, channel_axis, value_range, like)
-    if like is not None and source.shape != like.shape:
-        raise ValueError(
-            f"X has images of shape {source.shape} (channels, height, width), "
-            f"but the estimator was fitted on {like.shape}"
-        )
+    X = unpack(X)
+    if not is_paths(X) and not isinstance(X, Pictures):
+        return as_array_images(as_array(X), shape, shape_is_channels_last, channel_axis, value_range, like)
+    if like is not None:
+        shape = like.shape
+    elif shape is None and file_shape is not None:
+        shape = file_shape()
+    if isinstance(X, Pictures):
+        source: ImageSource = PictureImages(X, shape or common_shape(X))
+    else:
+        paths = as_paths(X)
+        source = FileImages(paths, shape or common_file_shape(paths))
+    if like is not None:
+        like.check_later(source.format, "image files or PIL images", is_stated=value_range is not None)
     return source
 
 
 def _checked_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
     if value_range is None:
         return None
+    shown = reprlib.repr(value_range)
     try:
         low, high = (float(value) for value in value_range)
-    except (TypeError, ValueError):
-        raise ValueError(f"value_range must be a pair of numbers (low, high); got {value_range!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"value_range must be a pair of numbers (low, high); got {shown}") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"value_range must be two finite numbers, the lower one first; got {value_range!r}")
+        raise ValueError(f"value_range must be two finite numbers, the lower one first; got {shown}")
+    width = high - low
+    # As many steps as 8 bits have, at least, and a width that can be divided by.
+    if not math.isfinite(width) or not math.isfinite(2 / width) or width < 255 * np.spacing(max(-low, high)):
+        raise ValueError(f"value_range must be neither wider nor finer than float64 can tell; got {shown}")
     return low, high
 
 
