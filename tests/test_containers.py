@@ -1,6 +1,7 @@
 import collections
 import copy
 import datetime
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +167,8 @@ def test_datasets_are_read_when_needed():
         dataset = Dataset([(item, 1) for item in items])
         assert isinstance(unpack(dataset), source_type)
         assert set(dataset.read) == {0}
-        source = as_image_source(dataset, image_shape=(4, 5))
+        source = as_image_source(dataset)
+        assert set(dataset.read) == ({0} if items is A else set(range(6)))  # of PIL images, all modes and sizes count
         before = dataset.read.copy()
         np.testing.assert_allclose(source.read(slice(2, 4))[:, 0], UNIT[2:4] * 2 - 1, atol=1e-6)
         assert dataset.read - before == {2: 1, 3: 1}
@@ -415,6 +417,25 @@ def test_pictures_of_several_sizes_need_a_size_and_are_scaled_to_it():
     with pytest.raises(ValueError, match=re.escape("(height, width): item 0 of X has (4, 12), item 1")):
         as_image_source([wide, small])
     assert as_image_source([wide, small], image_shape=(4, 4)).read(EVERYTHING).min() == 1.0
+
+
+def test_deep_pictures_keep_their_values_and_need_a_range():
+    deep = (np.arange(20, dtype=np.uint16) * 200).reshape(4, 5)
+    with pytest.raises(
+        ValueError, match=r"value_range must be stated .* item 0 of X \(uint16\) has values from 0 to 38"
+    ):
+        as_image_source([Image.fromarray(deep)])
+    source = as_image_source([Image.fromarray(deep)], value_range=(0, 4000))
+    np.testing.assert_allclose(source.read(EVERYTHING)[0, 0], deep / 2000 - 1, atol=1e-6)
+    assert source.format.kind == "integer"
+    with pytest.raises(ValueError, match="X must not mix images of 8 bits, such as item 1 of X, and deeper ones"):
+        as_image_source([Image.fromarray(deep), PICTURES[0]], value_range=(0, 4000))
+
+
+def test_pictures_can_be_pickled():
+    source = as_image_source(PICTURES)
+    copied = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copied.read(EVERYTHING), source.read(EVERYTHING))
 
 
 def test_picture_that_cannot_be_read_is_named(paths):

@@ -37,6 +37,12 @@ class ImageFormat:
     is_table: bool = False
     kind: str | None = "uint8"
 
+    def check_table(self, is_table: bool, name: str) -> None:
+        """Raise ValueError where this is the format of a table and later input is images, or the reverse."""
+        if self.is_table != is_table:
+            one, other = ("a table", "images") if self.is_table else ("images", "a table")
+            raise ValueError(f"X must be {one}, as what the estimator was fitted on; got {other} ({name})")
+
     def check_later(self, later: ImageFormat, name: str, *, is_stated: bool) -> None:
         """Raise ValueError where later input cannot be read as what this is the format of.
 
@@ -49,9 +55,7 @@ class ImageFormat:
         is_stated : bool
             Its range is one that the user stated, whatever its kind.
         """
-        if self.is_table != later.is_table:
-            one, other = ("a table", "images") if self.is_table else ("images", "a table")
-            raise ValueError(f"X must be {one}, as what the estimator was fitted on; got {other} ({name})")
+        self.check_table(later.is_table, name)
         if later.shape != self.shape:
             raise ValueError(
                 f"X has images of shape {later.shape} (channels, height, width), "
