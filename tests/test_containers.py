@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from scipy import sparse
+from sklearn.model_selection import GridSearchCV
 
+from skdiec import DiffusionEmbeddedClustering
 from skdiec.images import as_image_source, is_paths
 from skdiec.images.containers import ItemArray, LazyArray, Pictures, StoredArray, unpack
 
@@ -421,9 +423,7 @@ def test_pictures_of_several_sizes_need_a_size_and_are_scaled_to_it():
 
 def test_deep_pictures_keep_their_values_and_need_a_range():
     deep = (np.arange(20, dtype=np.uint16) * 200).reshape(4, 5)
-    with pytest.raises(
-        ValueError, match=r"value_range must be stated .* item 0 of X \(uint16\) has values from 0 to 38"
-    ):
+    with pytest.raises(ValueError, match=r"value_range must be stated .* item 0 of X \(uint16\) has values from 0"):
         as_image_source([Image.fromarray(deep)])
     source = as_image_source([Image.fromarray(deep)], value_range=(0, 4000))
     np.testing.assert_allclose(source.read(EVERYTHING)[0, 0], deep / 2000 - 1, atol=1e-6)
@@ -443,6 +443,85 @@ def test_picture_that_cannot_be_read_is_named(paths):
         pass
     with pytest.raises(ValueError, match="item 1 of X"):
         as_image_source([PICTURES[0], closed]).read(EVERYTHING)
+
+
+# In the estimator
+
+
+def test_fit_and_predict_take_any_container(make_model, planted, tmp_path):
+    X, _ = planted()
+    paths = [tmp_path / f"{row:02}.png" for row in range(len(X))]
+    for path, image in zip(paths, X, strict=True):
+        Image.fromarray(image).save(path)
+    expected = make_model(head=None, n_init=1).fit(X)
+    assert not hasattr(expected, "files_")
+    model = make_model(head=None, n_init=1)
+    for container, names in (
+        (lambda: (image for image in X), None),
+        (lambda: [Image.fromarray(image) for image in X], None),
+        (lambda: Dataset([(torch.from_numpy(image), 1) for image in X]), None),
+        (lambda: Stored(X), None),
+        (lambda: map(str, paths), paths),
+        (lambda: tmp_path, paths),
+        (lambda: pd.Series(paths[::-1])[::-1], paths),
+        (lambda: X, None),
+    ):
+        np.testing.assert_array_equal(model.fit(container()).embedding_, expected.embedding_)
+        assert getattr(model, "files_", None) == names
+        np.testing.assert_array_equal(model.predict(container()), expected.labels_)
+    assert {type(path) for path in make_model(head=None, n_init=1).fit(tmp_path).files_} == {type(tmp_path)}
+
+
+@pytest.fixture
+def nothing_is_trained(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("skdiec._estimator.pretrain", fail)
+    monkeypatch.setattr("skdiec._estimator.search_cells", fail)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (PICTURES[0], r"X is one PIL image \(Image\): pass \[image\]"),
+        ([PICTURES[0], None], "most are PIL images, but item 1 is of type NoneType"),
+        (pd.Series(["0.png", None]), "most are paths, but item 1"),
+        (np.ma.masked_array(A, mask=A > 9), "X must not be a masked array"),
+        (torch.utils.data.DataLoader(Dataset(A)), r"pass X\.dataset"),
+        (np.array(5), "X must have 2, 3 or 4 dimensions"),
+        (A[0, 0], "Reshape your data"),
+        (lambda: 1, "got function"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_fit_tells_of_what_holds_no_images_before_training(X, message, nothing_is_trained):
+    with pytest.raises(ValueError, match=message):
+        DiffusionEmbeddedClustering(2).fit(X)
+
+
+def test_searches_over_a_folder_are_told_to_take_a_list(make_model, paths, nothing_is_trained):
+    with pytest.raises(ValueError, match=r"take no folder, .*: pass a list, as sorted\(Path\(folder\)\.rglob"):
+        GridSearchCV(make_model(), {"n_clusters": [2]}, cv=2).fit(str(paths[0].parent))
+    search = GridSearchCV(make_model(), {"n_clusters": [2]}, cv=2)
+    with pytest.raises(ValueError, match="training began"):  # with a list, there is nothing to tell of
+        search.fit(paths)
+
+
+def test_later_images_of_another_kind_are_told_of(make_model, planted, tmp_path):
+    X, _ = planted()
+    model = make_model().fit(X)
+    for method in ("predict", "transform", "score"):
+        for later in (X / 255, X / 1.0, X > 128, X.astype(int), X.tolist(), torch.from_numpy(X / 255)):
+            with pytest.raises(ValueError, match="value_range must be stated for this X"):
+                getattr(model, method)(later)
+        with pytest.raises(ValueError, match=r"X has the shape of one image, \(8, 8\): pass X\[None\]"):
+            getattr(model, method)(X[0])
+    np.testing.assert_array_equal(model.predict(X[0][None]), model.labels_[:1])
+    np.testing.assert_array_equal(model.set_params(value_range=(0, 1)).predict(X / 255), model.labels_)
+    black = make_model().fit(X > 128)
+    with pytest.raises(ValueError, match=r"value_range must be stated .* \(bool\), with black at 0 and white at 1"):
+        black.predict((X > 128).astype(np.uint8))
 
 
 # The libraries themselves, where they are installed

@@ -322,7 +322,7 @@ def test_deep_files_need_a_value_range(tmp_path):
         ValueError, match=r"cannot read the image file .*b\.tif: value_range is \(0, 3000\), but it has"
     ):
         as_image_source([deep], value_range=(0, 3000)).read(EVERYTHING)
-    with pytest.raises(ValueError, match=r"value_range is \(0, 4095\), but image files such as .*a\.png have 8 bits"):
+    with pytest.raises(ValueError, match=r"value_range is \(0, 4095\), but images such as .*a\.png have 8 bits"):
         as_image_source([shallow], value_range=(0, 4095))
     with pytest.raises(ValueError, match=r"cannot read the image file .*a\.png: value_range is \(0, 1\), but it has"):
         as_image_source([shallow], value_range=(0, 1)).read(EVERYTHING)
