@@ -111,10 +111,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Axis of the channels in four-dimensional input. None finds it where only one axis can be.
 
     value_range : tuple of float, default=None
-        ``(black, white)`` in X. None is (0, 255) for uint8 and files of 8 bits, (0, 1) for bool, and the training data's
-        range for a table. Images of other types need it. Where it is stated, it holds for all later images, whatever
-        their type. Where it is not, later images must be of the type of those of `fit` (uint8 arrays and files of 8
-        bits are one type); the later rows of a table may be of any.
+        ``(black, white)`` in X. None is (0, 255) for uint8 and files of 8 bits, (0, 1) for bool, and the training
+        data's range for a table. Images of other types need it. Where it is stated, it holds for all later images,
+        whatever their type. Where it is not, later images must be of the type of those of `fit` (uint8 arrays and files
+        of 8 bits are one type); the later rows of a table may be of any.
 
     layer : str or sequence of str, default=None
         Module path of the network's layer, such as ``"mid_block"``. One layer is used as it is, several are
