@@ -42,7 +42,16 @@ from skdiec.backbones import (
 )
 from skdiec.features import CellFeatures, FeatureExtractor, check_space, map_features, suited_batch_size
 from skdiec.graph import ensemble_partition, kmeans_labels, knn_graph
-from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
+from skdiec.images import (
+    FileImages,
+    ImageFormat,
+    ImageSource,
+    as_image_source,
+    is_rows,
+    refuse_one_image,
+    thumbnails,
+    unpack,
+)
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
 from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, principal_components, search_cells
@@ -102,8 +111,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Axis of the channels in four-dimensional input. None finds it where only one axis can be.
 
     value_range : tuple of float, default=None
-        ``(black, white)`` in X. None is (0, 255) for uint8, (0, 1) for bool, and the training data's range for a table.
-        Images of other types need it.
+        ``(black, white)`` in X. None is (0, 255) for uint8 and files of 8 bits, (0, 1) for bool, and the training
+        data's range for a table. Images of other types need it. Where it is stated, it holds for all later images,
+        whatever their type. Where it is not, later images must be of the type of those of `fit` (uint8 arrays and files
+        of 8 bits are one type); the later rows of a table may be of any.
 
     layer : str or sequence of str, default=None
         Module path of the network's layer, such as ``"mid_block"``. One layer is used as it is, several are
@@ -302,6 +313,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     value_range_ : tuple of float
         ``(black, white)`` in X.
 
+    files_ : list of Path
+        The image files in the order of `labels_`. Only where X was a folder or paths.
+
     n_features_in_ : int
         Values of each image.
 
@@ -459,18 +473,23 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(
-        self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None
-    ) -> DiffusionEmbeddedClustering:
+    def fit(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> DiffusionEmbeddedClustering:
         """Search the representation, find the start and train the embedding.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             - ``(n, height, width)``, ``(n, channels, height, width)`` or ``(n, height, width, channels)``: numpy
               array, memory map or torch tensor;
             - ``(n, features)``: flat images where `image_shape` is given, else any table;
-            - a folder of image files, or a sequence of paths.
+            - a folder of image files, or a sequence of paths. Searches of scikit-learn index X: they take no folder;
+            - a sequence of PIL images, arrays or tensors, such as a list or a column of a table;
+            - an iterable of images or of paths, such as a generator, all of which is held in memory;
+            - a map-style dataset of torch or a dataset of Hugging Face. Its labels are not looked at;
+            - an array of HDF5 or zarr.
+
+            What a dataset or a file gives is kept in memory up to 1 GiB, and else read whenever it is needed: it must
+            be the same each time. `memory` and `backbone_folder` read all of it once more.
         y : ignored
 
         Returns
@@ -546,8 +565,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             raise ValueError(
                 f"shift must be less than the images' sides, {source.shape[1:]} (height, width); got {self.shift}"
             )
-        if isinstance(source, FileImages):
-            source = source.in_memory()
+        files = source.paths if isinstance(source, FileImages) else None
+        source = source.in_memory()
 
         clock = _Clock()
         if _is_auto(self.backbone):
@@ -601,14 +620,16 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.initial_labels_ = start.labels
         self.backbone_ = extractors[-1].backbone
         self.fit_seconds_ = clock.seconds
+        if files is not None:
+            self.files_ = files
         self.n_features_in_ = math.prod(source.shape) if not source.format.is_table else self.n_features_in_
 
-    def predict(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.int32]:
+    def predict(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.int32]:
         """Assign images to the clusters.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
 
         Returns
@@ -617,12 +638,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         """
         return self.predict_proba(X).argmax(axis=1).astype(np.int32)
 
-    def predict_proba(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.float64]:
+    def predict_proba(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.float64]:
         """Assign images softly to the clusters, by a Student t kernel around each centre.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
 
         Returns
@@ -635,12 +656,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             source = fitted._fitted_source(X)
             return fitted._map(source, lambda *features: fitted._model.assign(fitted._model.embed(*features)))
 
-    def transform(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.float32]:
+    def transform(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.float32]:
         """Embed images.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
 
         Returns
@@ -651,14 +672,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         with library_defaults():
             return fitted._map(fitted._fitted_source(X), fitted._model.embed)
 
-    def fit_transform(
-        self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None
-    ) -> NDArray[np.float32]:
+    def fit_transform(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> NDArray[np.float32]:
         """Fit, and return the embedding of X without computing it again.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
         y : ignored
 
@@ -668,7 +687,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         """
         return self.fit(X).embedding_.copy()
 
-    def score(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None) -> float:
+    def score(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> float:
         """Score the clustering of images without labels, higher is better.
 
         The figure is the modularity (`skdiec.scores.modularity`) of the predicted labels on the neighbourhood graph of
@@ -678,7 +697,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`; a few hundred images at least, better held out.
         y : ignored
 
@@ -771,19 +790,15 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             _check_criterion(self.criterion)
 
     def _check_input(self, X: Any, *, reset: bool) -> Any:
-        """Let scikit-learn check what it knows: finite numbers, names and number of features."""
-        if is_paths(X):
-            if reset:
-                self.__dict__.pop("feature_names_in_", None)
-            return X
-        if hasattr(X, "detach"):
-            X = as_array(X)
-        ndim = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
-        if ndim > 2:
-            if reset:
-                self.__dict__.pop("feature_names_in_", None)
+        """Unpack X, and let scikit-learn check what it knows: finite numbers, names and number of features."""
+        X = unpack(X)
+        if not reset and not self._format.is_table:
+            refuse_one_image(X, self._format.shape)
+        if is_rows(X):
+            return validate_data(self, X, reset=reset)
+        if isinstance(X, np.ndarray):
             return check_array(X, allow_nd=True, estimator=self, input_name="X")
-        return validate_data(self, X, reset=reset)
+        return X
 
     def _image_source(
         self, X: Any, *, file_shape: Callable[[], tuple[int, int, int]] | None = None, like: ImageFormat | None = None

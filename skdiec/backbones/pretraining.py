@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
-from skdiec.images import FileImages, ImageSource, as_image_source
+from skdiec.images import ImageSource, as_image_source
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,7 @@ def pretrain(
         if isinstance(X, ImageSource)
         else as_image_source(X, image_shape=image_shape, channel_axis=channel_axis, value_range=value_range)
     )
-    if isinstance(source, FileImages):
-        source = source.in_memory()
+    source = source.in_memory()
     if not isinstance(checkpoint_seconds, Real) or not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds must be a number of at least 0; got {checkpoint_seconds!r}")
     device = default_device(device)
