@@ -1,7 +1,16 @@
 """Diffusion backbones: loading, adapting and pretraining them. The only room that imports diffusers."""
 
+from skdiec.backbones.guard import check_share_explained
 from skdiec.backbones.loading import load_backbone
 from skdiec.backbones.pixel import PixelBackbone
 from skdiec.backbones.pretraining import default_device, is_emulated, pretrain, untrained_backbone
 
-__all__ = ["PixelBackbone", "default_device", "is_emulated", "load_backbone", "pretrain", "untrained_backbone"]
+__all__ = [
+    "PixelBackbone",
+    "check_share_explained",
+    "default_device",
+    "is_emulated",
+    "load_backbone",
+    "pretrain",
+    "untrained_backbone",
+]

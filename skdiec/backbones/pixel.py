@@ -169,6 +169,23 @@ class PixelBackbone:
         """Run the network: its output for each noisy image, in the scheduler's prediction type."""
         return self.network(x_t, timesteps, return_dict=False)[0]
 
+    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what the network was trained to predict, by the scheduler's prediction type.
+
+        Parameters
+        ----------
+        x0, noise, timesteps
+            As in `add_noise`.
+
+        Returns
+        -------
+        Tensor of shape (n, *input_shape)
+        """
+        kind = self.scheduler.config.prediction_type
+        if kind == "v_prediction":
+            return self.scheduler.get_velocity(x0, noise, timesteps)
+        return noise if kind == "epsilon" else x0
+
     def denoising_loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mean squared error of the network's prediction: the loss the model was pretrained with.
 
@@ -182,13 +199,7 @@ class PixelBackbone:
         Tensor of shape (), float32
         """
         prediction = self.predict(self.add_noise(x0, noise, timesteps), timesteps)
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            target = noise
-        elif kind == "v_prediction":
-            target = self.scheduler.get_velocity(x0, noise, timesteps)
-        else:  # "sample"
-            target = x0
+        target = self.target(x0, noise, timesteps)
         # A network with learned variances has twice the channels; the mean comes first.
         return F.mse_loss(prediction[:, : target.shape[1]].float(), target.float())
 
