@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import reprlib
 import stat
@@ -44,12 +43,26 @@ class Header:
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is something at a path; raise ValueError where that cannot be told."""
+    """Return whether there is something at a path.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    ValueError
+        Where that cannot be told, such as in a folder without permission.
+    """
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:  # such as a folder without permission
+    except OSError as error:
         raise ValueError(f"backbone file {path} cannot be read: {error.strerror}") from error
     return True
 
@@ -142,7 +155,7 @@ def read_header(path: Path) -> Header:
             names = weights.keys()
             shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
             return Header(shapes, dict(weights.metadata() or {}))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last where the file cannot be mapped
         raise ValueError(f"backbone file {path} has damaged or truncated weights: {error}") from error
 
 
@@ -166,58 +179,92 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def shown(value: Any) -> str:
-    """Return what an error shows of a value, however large it is."""
+    """Return what an error shows of a value, however large it is.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    str
+        Its representation, shortened.
+    """
     return _SHORT.repr(value)
 
 
-def check_integer(value: Any, name: str, where: str, low: int, high: int) -> int:
-    """Return an integer of a configuration; raise ValueError where it is none or out of range."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
-        raise ValueError(f"{where}: {name} must be an integer from {low} to {high}; got {shown(value)}")
-    return int(value)
+class Fields:
+    """Values of a configuration, checked one by one.
 
+    Each method returns a value, and raises ValueError where it is missing, of another type or out of range.
 
-def check_integers(value: Any, name: str, where: str, low: int, high: int, counts: range) -> tuple[int, ...]:
-    """Return a sequence of integers of a configuration; raise ValueError where it is none, or of another length."""
-    length = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    if not _is_sequence(value) or len(value) not in counts:
-        raise ValueError(f"{where}: {name} must be a sequence of {length} integers; got {shown(value)}")
-    return tuple(check_integer(item, name, where, low, high) for item in value)
+    Parameters
+    ----------
+    values : mapping
+    where : str
+        What errors name.
+    """
 
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
 
-def check_number(value: Any, name: str, where: str, low: float, high: float) -> float:
-    """Return a number of a configuration; raise ValueError where it is none or out of range."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
-        raise ValueError(f"{where}: {name} must be a number from {low:g} to {high:g}; got {shown(value)}")
-    return float(value)
+    def integer(self, name: str, low: int, high: int) -> int:
+        """Return an integer from `low` to `high`."""
+        return self._integer(name, self.values.get(name), low, high)
 
+    def integers(self, name: str, low: int, high: int, counts: range) -> tuple[int, ...]:
+        """Return a sequence of integers from `low` to `high`, of a length in `counts`."""
+        length = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        value = self._sequence(name, f"{length} integers", counts)
+        return tuple(self._integer(name, item, low, high) for item in value)
 
-def check_numbers(value: Any, name: str, where: str, low: float, high: float, count: int) -> list[float]:
-    """Return a sequence of numbers of a configuration; raise ValueError where it is none, or of another length."""
-    value = value.tolist() if hasattr(value, "tolist") else value  # an array
-    if not _is_sequence(value) or len(value) != count:
-        raise ValueError(f"{where}: {name} must be a sequence of {count} numbers; got {shown(value)}")
-    return [check_number(item, name, where, low, high) for item in value]
+    def number(self, name: str, low: float, high: float) -> float:
+        """Return a number from `low` to `high`."""
+        return self._number(name, self.values.get(name), low, high)
 
+    def numbers(self, name: str, low: float, high: float, count: int) -> list[float]:
+        """Return a sequence of so many numbers from `low` to `high`."""
+        value = self._sequence(name, f"{count} numbers", range(count, count + 1))
+        return [self._number(name, item, low, high) for item in value]
 
-def check_choice(value: Any, name: str, where: str, choices: Sequence[Any]) -> Any:
-    """Return a value of a configuration; raise ValueError where it is none of the choices."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise ValueError(f"{where}: {name} must be {' or '.join(map(repr, choices))}; got {shown(value)}")
-    return value
+    def choice(self, name: str, choices: Sequence[Any]) -> Any:
+        """Return one of some values."""
+        return self._choice(name, self.values.get(name), choices)
 
+    def choices(self, name: str, choices: Sequence[Any], count: int) -> tuple[Any, ...]:
+        """Return a sequence of so many values, each one of some."""
+        value = self._sequence(name, f"{count} names", range(count, count + 1))
+        return tuple(self._choice(name, item, choices) for item in value)
 
-def check_object(value: Any, name: str, where: str) -> Mapping[str, Any]:
-    """Return an object within a configuration; raise ValueError where it is none."""
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: {name} must be a JSON object; got {shown(value)}")
-    return value
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """Return an object."""
+        value = self.values.get(name)
+        if not isinstance(value, Mapping):
+            raise self._error(name, "a JSON object", value)
+        return value
 
+    def _integer(self, name: str, value: Any, low: int, high: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+            raise self._error(name, f"an integer from {low} to {high}", value)
+        return int(value)
 
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    def _number(self, name: str, value: Any, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+            raise self._error(name, f"a number from {low:g} to {high:g}", value)
+        return float(value)
 
+    def _choice(self, name: str, value: Any, choices: Sequence[Any]) -> Any:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            raise self._error(name, " or ".join(map(repr, choices)), value)
+        return value
 
-def n_elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many numbers tensors of such shapes hold."""
-    return sum(math.prod(shape) for shape in shapes.values())
+    def _sequence(self, name: str, what: str, counts: range) -> Sequence[Any]:
+        value = self.values.get(name)
+        value = value.tolist() if hasattr(value, "tolist") else value  # an array
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) not in counts:
+            raise self._error(name, f"a sequence of {what}", value)
+        return value
+
+    def _error(self, name: str, expected: str, value: Any) -> ValueError:
+        return ValueError(f"{self.where}: {name} must be {expected}; got {shown(value)}")

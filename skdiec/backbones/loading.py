@@ -100,7 +100,7 @@ def _load(name: str | os.PathLike) -> PixelBackbone:
     if os.path.lexists(path) or not isinstance(name, str) or not _HUB_ID.fullmatch(name):
         raise ValueError(
             "backbone must be 'auto', a folder, a Hub id 'owner/name' or a loaded model: "
-            f"there is no folder {str(name)!r}"
+            f"there is no folder {shown(str(name))}"
         )
     return _load_hub(name)
 

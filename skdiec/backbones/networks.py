@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skdiec.backbones.config_files import (
-    check_choice,
-    check_integer,
-    check_integers,
-    check_number,
-    check_object,
-    n_elements,
-    read_header,
-    read_json,
-    shown,
-)
+from skdiec.backbones.config_files import Fields, read_header, read_json, shown
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -81,64 +72,52 @@ def check_network_config(config: Mapping[str, Any], where: str) -> dict[str, Any
     found = {parameter.name: config.get(parameter.name, parameter.default) for parameter in parameters}
     _check_kind(found, where)
 
-    channels = check_integers(
-        found["block_out_channels"], "block_out_channels", where, 1, _MAX_CHANNELS, range(1, _MAX_LEVELS + 1)
-    )
-    check_integer(found["in_channels"], "in_channels", where, 1, _MAX_CHANNELS)
-    # Twice as many where the variances are learned too.
-    check_choice(found["out_channels"], "out_channels", where, (found["in_channels"], 2 * found["in_channels"]))
-    sides(found["sample_size"], where)
-    check_integer(found["layers_per_block"], "layers_per_block", where, 1, _MAX_LAYERS)
-    for name, choices in (("down_block_types", _DOWN_BLOCKS), ("up_block_types", _UP_BLOCKS)):
-        if not isinstance(found[name], Sequence) or len(found[name]) != len(channels):
-            raise ValueError(
-                f"{where}: {name} must be a sequence of {len(channels)} names, as many as block_out_channels has "
-                f"numbers; got {shown(found[name])}"
-            )
-        for item in found[name]:
-            check_choice(item, name, where, choices)
-    check_choice(found["mid_block_type"], "mid_block_type", where, ("UNetMidBlock2D", None))
-    groups = check_integer(found["norm_num_groups"], "norm_num_groups", where, 1, _MAX_CHANNELS)
+    fields = Fields(found, where)
+    channels = fields.integers("block_out_channels", 1, _MAX_CHANNELS, range(1, _MAX_LEVELS + 1))
+    in_channels = fields.integer("in_channels", 1, _MAX_CHANNELS)
+    fields.choice("out_channels", (in_channels, 2 * in_channels))  # twice as many where variances are learned too
+    sides(found, where)
+    fields.integer("layers_per_block", 1, _MAX_LAYERS)
+    fields.choices("down_block_types", _DOWN_BLOCKS, len(channels))
+    fields.choices("up_block_types", _UP_BLOCKS, len(channels))
+    fields.choice("mid_block_type", ("UNetMidBlock2D", None))
+    groups = fields.integer("norm_num_groups", 1, _MAX_CHANNELS)
     if any(count % groups for count in channels):
         raise ValueError(f"{where}: norm_num_groups must divide block_out_channels {shown(channels)}; got {groups}")
     for name in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim"):
         if found[name] is not None:
-            check_integer(found[name], name, where, 1, _MAX_CHANNELS)
+            fields.integer(name, 1, _MAX_CHANNELS)
     if found["attn_norm_num_groups"] is not None and channels[-1] % found["attn_norm_num_groups"]:
         raise ValueError(
             f"{where}: attn_norm_num_groups must divide the last of block_out_channels, {channels[-1]}; "
             f"got {found['attn_norm_num_groups']}"
         )
     if found["time_embedding_type"] == "learned":
-        check_integer(found["num_train_timesteps"], "num_train_timesteps", where, 1, MAX_TIMESTEPS)
-    check_integer(found["downsample_padding"], "downsample_padding", where, 0, 1)
-    for name in ("downsample_type", "upsample_type"):
-        check_choice(found[name], name, where, ("conv", "resnet"))
-    check_choice(found["resnet_time_scale_shift"], "resnet_time_scale_shift", where, ("default", "scale_shift"))
-    check_choice(found["act_fn"], "act_fn", where, ("silu", "swish", "mish", "gelu", "relu"))
-    for name in ("flip_sin_to_cos", "add_attention"):
-        check_choice(found[name], name, where, (True, False))
-    for name, low, high in (
-        ("freq_shift", 0, 1),
-        ("mid_block_scale_factor", 1e-6, 1e6),
-        ("dropout", 0, 1),
-        ("norm_eps", 1e-12, 1),
-    ):
-        check_number(found[name], name, where, low, high)
+        fields.integer("num_train_timesteps", 1, MAX_TIMESTEPS)
+    fields.integer("downsample_padding", 0, 1)
+    fields.choice("downsample_type", ("conv", "resnet"))
+    fields.choice("upsample_type", ("conv", "resnet"))
+    fields.choice("resnet_time_scale_shift", ("default", "scale_shift"))
+    fields.choice("act_fn", ("silu", "swish", "mish", "gelu", "relu"))
+    fields.choice("flip_sin_to_cos", (True, False))
+    fields.choice("add_attention", (True, False))
+    fields.number("freq_shift", 0, 1)
+    fields.number("mid_block_scale_factor", 1e-6, 1e6)
+    fields.number("dropout", 0, 1)
+    fields.number("norm_eps", 1e-12, 1)
     return found
 
 
 def _check_kind(config: Mapping[str, Any], where: str) -> None:
     """Raise ValueError for networks that estimate something else than a DDPM does, or want more than an image."""
-    embedding = check_choice(
-        config["time_embedding_type"], "time_embedding_type", where, ("positional", "learned", "fourier")
-    )
+    fields = Fields(config, where)
+    embedding = fields.choice("time_embedding_type", ("positional", "learned", "fourier"))
     if embedding == "fourier":
         raise ValueError(
             f"{where}: time_embedding_type 'fourier' is that of score-based networks (NCSN++, variance exploding), "
             "whose noise is not that of a DDPM; only 'positional' and 'learned' can be used"
         )
-    if check_choice(config["center_input_sample"], "center_input_sample", where, (True, False)):
+    if fields.choice("center_input_sample", (True, False)):
         raise ValueError(
             f"{where}: with center_input_sample the network wants images in [0, 1], which is not supported; only "
             "networks of images in [-1, 1] can be used"
@@ -151,14 +130,33 @@ def _check_kind(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def sides(sample_size: Any, where: str) -> tuple[int, int] | None:
-    """Return ``(height, width)`` of a configuration's ``sample_size``, None where it has none."""
-    if sample_size is None:
+def sides(config: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    """Read the size of the images that a network was trained on.
+
+    Parameters
+    ----------
+    config : mapping
+        As in ``config.json``.
+    where : str
+        What errors name.
+
+    Returns
+    -------
+    tuple of int or None
+        ``(height, width)``, where the configuration has a ``sample_size``.
+
+    Raises
+    ------
+    ValueError
+        For a ``sample_size`` of the wrong type or out of range.
+    """
+    fields, size = Fields(config, where), config["sample_size"]
+    if size is None:
         return None
-    if isinstance(sample_size, Sequence):
-        height, width = check_integers(sample_size, "sample_size", where, 1, MAX_SIDE, range(2, 3))
+    if isinstance(size, Sequence):
+        height, width = fields.integers("sample_size", 1, MAX_SIDE, range(2, 3))
         return height, width
-    side = check_integer(sample_size, "sample_size", where, 1, MAX_SIDE)
+    side = fields.integer("sample_size", 1, MAX_SIDE)
     return side, side
 
 
@@ -213,7 +211,7 @@ def read_weights(network: UNet2DModel, files: Sequence[Path]) -> None:
     for path in files:
         try:
             part = load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:
             raise ValueError(f"backbone file {path} has damaged or truncated weights: {error}") from error
         # Copies: what the library returns may be the file's own pages, which another process can change.
         weights |= {_today(name): tensor.to(torch.float32, copy=True) for name, tensor in part.items()}
@@ -272,7 +270,7 @@ def _today(name: str) -> str:
 
 def _check_size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """Raise ValueError for a configuration of more or fewer blocks than there are weights for, before it is built."""
-    if n_elements(shapes) > _MAX_PARAMETERS:
+    if sum(map(math.prod, shapes.values())) > _MAX_PARAMETERS:
         raise ValueError(f"backbone {folder} has more than {_MAX_PARAMETERS} weights")
     blocks = {
         match.group() for match in map(re.compile(r"(down|up)_blocks\.\d+\.resnets\.\d+\.").match, shapes) if match
@@ -350,7 +348,7 @@ def _shards(index: Path) -> list[Path]:
     """Return the files that an index of weights names."""
     where = f"backbone file {index}"
     files = set()
-    for name in check_object(read_json(index).get("weight_map"), "weight_map", where).values():
+    for name in Fields(read_json(index), where).mapping("weight_map").values():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise ValueError(f"{where}: weight_map must name safetensors files beside it; got {shown(name)}")
         files.add(index.parent / name)
@@ -372,7 +370,16 @@ def _no_weights(folder: Path, names: Sequence[str]) -> str:
 
 
 def pickle_message(path: Path) -> str:
-    """Return what to say of a pickled file."""
+    """Say why a pickled file is not read.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    str
+    """
     return (
         f"backbone {path} is in pickle format, which can run code when it is loaded; save the model with "
         "save_pretrained(..., safe_serialization=True) and pass that folder"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skdiec.backbones.config_files import check_integer, check_integers, check_object
+from skdiec.backbones.config_files import Fields
 from skdiec.backbones.networks import MAX_SIDE, check_network_config, new_network, sides
 
 if TYPE_CHECKING:
@@ -64,16 +64,18 @@ class PixelBackbone:
         patch_size: int = 1,
         recipe: dict[str, Any] | None = None,
     ) -> None:
-        config = check_network_config(network.config, "the backbone's configuration")
+        where = "the backbone's configuration"
+        config = check_network_config(network.config, where)
+        size = sides(config, where)
         self.network = network
         self.scheduler = scheduler
         self.recipe = dict(recipe or {})
         channels = int(config["in_channels"])
         where = "the backbone's recipe"
-        self.patch_size = check_integer(patch_size, "patch_size", where, 1, math.isqrt(channels))
+        fields = Fields({**self.recipe, "patch_size": patch_size, "image_shape": image_shape}, where)
+        self.patch_size = patch_size = fields.integer("patch_size", 1, math.isqrt(channels))
         if image_shape is not None:
-            image_shape = check_integers(image_shape, "image_shape", where, 1, MAX_SIDE * patch_size, range(3, 4))
-        size = sides(config["sample_size"], "the backbone's configuration")
+            image_shape = fields.integers("image_shape", 1, MAX_SIDE * patch_size, range(3, 4))
         if size is None and image_shape is None:
             raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
         height, width = size or (math.ceil(side / patch_size) for side in image_shape[1:])
@@ -92,14 +94,10 @@ class PixelBackbone:
                 f"{where}: image_shape {self.image_shape} is larger than what the network sees, "
                 f"{(height * patch_size, width * patch_size)}"
             )
-        settings = check_object(self.recipe.get("settings", {}), "settings", where)
-        last = check_integer(
-            settings.get("max_timestep", self.num_train_timesteps - 1),
-            "max_timestep",
-            where,
-            0,
-            self.num_train_timesteps - 1,
-        )
+        last = self.num_train_timesteps - 1
+        if "settings" in self.recipe:
+            settings = {"max_timestep": last, **fields.mapping("settings")}
+            last = Fields(settings, where).integer("max_timestep", 0, last)
         if config["time_embedding_type"] == "learned" and last >= config["num_train_timesteps"]:
             raise ValueError(
                 f"the backbone's configuration: num_train_timesteps must be above the last timestep, {last}; got "

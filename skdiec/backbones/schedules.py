@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skdiec.backbones.config_files import check_choice, check_integer, check_number, check_numbers, shown
+from skdiec.backbones.config_files import Fields, shown
 from skdiec.backbones.networks import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -99,27 +99,30 @@ def training_scheduler(config: Mapping[str, Any], where: str, kind: str | None =
         kind or named or "DDPMScheduler"
     ]
     values |= {key: value for key, value in given.items() if key in values}
-    count = check_integer(values["num_train_timesteps"], "num_train_timesteps", where, 1, MAX_TIMESTEPS)
     if given.get("predict_epsilon") is False and "prediction_type" not in given:  # as early diffusers wrote it
         values["prediction_type"] = "sample"
-    check_choice(values["prediction_type"], "prediction_type", where, _PREDICTIONS)
-    check_choice(values["beta_schedule"], "beta_schedule", where, _BETA_SCHEDULES)
-    for name in ("beta_start", "beta_end"):
-        check_number(values[name], name, where, 0, 0.9999)
+    fields = Fields(values, where)
+    count = fields.integer("num_train_timesteps", 1, MAX_TIMESTEPS)
+    fields.choice("prediction_type", _PREDICTIONS)
+    fields.choice("beta_schedule", _BETA_SCHEDULES)
+    fields.number("beta_start", 0, 0.9999)
+    fields.number("beta_end", 0, 0.9999)
     if values["trained_betas"] is not None:
-        values["trained_betas"] = check_numbers(values["trained_betas"], "trained_betas", where, 0, 1, count)
+        values["trained_betas"] = fields.numbers("trained_betas", 0, 1, count)
     elif values["beta_schedule"] == "exp":  # of HeunDiscreteScheduler alone
         values["trained_betas"] = betas_for_alpha_bar(count, alpha_transform_type="exp").tolist()
         values["beta_schedule"] = "linear"
-    for name in ("rescale_betas_zero_snr", "clip_sample", "thresholding"):
-        check_choice(values[name], name, where, (True, False))
-    for name in ("clip_sample_range", "sample_max_value"):
-        check_number(values[name], name, where, 0, 1e6)
-    check_number(values["dynamic_thresholding_ratio"], "dynamic_thresholding_ratio", where, 0, 1)
-    check_integer(values["steps_offset"], "steps_offset", where, 0, MAX_TIMESTEPS)
-    check_choice(values["timestep_spacing"], "timestep_spacing", where, ("leading", "linspace", "trailing"))
+    fields.choice("rescale_betas_zero_snr", (True, False))
+    # What follows matters to samplers alone.
+    fields.choice("clip_sample", (True, False))
+    fields.number("clip_sample_range", 0, 1e6)
+    fields.choice("thresholding", (True, False))
+    fields.number("dynamic_thresholding_ratio", 0, 1)
+    fields.number("sample_max_value", 0, 1e6)
+    fields.integer("steps_offset", 0, MAX_TIMESTEPS)
+    fields.choice("timestep_spacing", ("leading", "linspace", "trailing"))
     kinds = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
-    check_choice(values["variance_type"], "variance_type", where, kinds)
+    fields.choice("variance_type", kinds)
     scheduler = DDPMScheduler(**values)
     abar = scheduler.alphas_cumprod
     if not bool(abar.isfinite().all()) or float(abar[-1]) >= 1:
