@@ -20,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from skdiec.backbones.config_files import read_json
 from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
 from skdiec.images import ImageSource, as_image_source
 
@@ -378,10 +379,10 @@ def _check_folder(folder: Path) -> None:
 
 def _finished(folder: Path, request: dict[str, Any]) -> PixelBackbone | None:
     """Return the backbone that `folder` already holds, if it is the one asked for."""
-    from skdiec.backbones import _read_json, load_backbone
+    from skdiec.backbones.loading import load_backbone
 
     if (folder / RECIPE_FILE).exists():
-        found = _read_json(folder / RECIPE_FILE).get("request")
+        found = read_json(folder / RECIPE_FILE).get("request")
         if found != _json(request):
             raise ValueError(f"{folder} holds a backbone trained {_difference(found, request)}: choose another folder")
         logger.info("loading the backbone that was trained before in %s", folder)
@@ -391,10 +392,8 @@ def _finished(folder: Path, request: dict[str, Any]) -> PixelBackbone | None:
 
 def _settings_in(folder: Path) -> dict[str, Any]:
     """Return the settings of the training that `folder` holds, finished or not, or nothing."""
-    from skdiec.backbones import _read_json
-
     if (folder / RECIPE_FILE).exists():
-        request = _read_json(folder / RECIPE_FILE).get("request")
+        request = read_json(folder / RECIPE_FILE).get("request")
     elif (folder / CHECKPOINT_FILE).exists():
         request = _read_checkpoint(folder / CHECKPOINT_FILE)[0]
     else:
