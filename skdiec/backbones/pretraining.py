@@ -365,7 +365,9 @@ class _Training:
         generator = torch.Generator(self.device).manual_seed((settings.seed << 32) + self.step)
         noise = torch.randn(x0.shape, generator=generator, device=self.device, dtype=x0.dtype)
         timesteps = torch.randint(settings.max_timestep + 1, (len(x0),), generator=generator, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        is_bf16 = settings.precision == "bf16"
+        # No cache: it would outlive the step, inside of an outer autocast, and hold the weights of the first one.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=False):
             loss = self.backbone.denoising_loss(x0, noise, timesteps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
