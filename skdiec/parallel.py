@@ -75,6 +75,7 @@ muted = SharedContext(_Muted)
 @contextmanager
 def library_defaults() -> Iterator[None]:
     """Keep what a program has set for its own use of scikit-learn, numpy and torch from this library's use of them."""
+    torch_threads()
     with (
         config_context(transform_output="default", array_api_dispatch=False),
         np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"),

@@ -1,9 +1,10 @@
 """Diffusion backbones: loading, adapting and pretraining them. The only room that imports diffusers."""
 
+from skdiec.backbones.devices import default_device, is_emulated
 from skdiec.backbones.guard import check_share_explained
 from skdiec.backbones.loading import load_backbone
 from skdiec.backbones.pixel import PixelBackbone
-from skdiec.backbones.pretraining import default_device, is_emulated, pretrain, untrained_backbone
+from skdiec.backbones.pretraining import pretrain, untrained_backbone
 
 __all__ = [
     "PixelBackbone",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skdiec.backbones.config_files import exists, read_json, shown
+from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import (
     PICKLE_SUFFIXES,
     WEIGHTS_NAME,
@@ -196,7 +197,8 @@ def _read_scheduler(parts: _Parts) -> DDPMScheduler | None:
 
 def _default_scheduler(config: Mapping[str, Any], where: str, *, has_recipe: bool = False) -> DDPMScheduler:
     """Return diffusers' default schedule for a network without one, with a warning."""
-    from diffusers import DDPMScheduler
+    with ONE_AT_A_TIME:
+        from diffusers import DDPMScheduler
 
     if config["in_channels"] not in (1, 3) and not has_recipe:
         raise ValueError(
@@ -253,7 +255,8 @@ def _fetch(name: str, patterns: Sequence[str]) -> Path:
 
 
 def _wrap(backbone: Any) -> PixelBackbone:
-    from diffusers import UNet2DModel
+    with ONE_AT_A_TIME:
+        from diffusers import UNet2DModel
 
     network = getattr(backbone, "unet", backbone)
     if not isinstance(network, UNet2DModel):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from skdiec.backbones.config_files import Fields, read_header, read_json, shown
+from skdiec.backbones.importing import ONE_AT_A_TIME
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -63,7 +64,8 @@ def check_network_config(config: Mapping[str, Any], where: str) -> dict[str, Any
     ValueError
         For a network of another kind, or a value of the wrong type or out of range.
     """
-    from diffusers import UNet2DModel
+    with ONE_AT_A_TIME:
+        from diffusers import UNet2DModel
 
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
@@ -247,7 +249,8 @@ def new_network(config: Mapping[str, Any], weights: Mapping[str, Tensor], where:
 
 
 def _build(config: Mapping[str, Any], where: object) -> UNet2DModel:
-    from diffusers import UNet2DModel
+    with ONE_AT_A_TIME:
+        from diffusers import UNet2DModel
 
     try:
         with torch.device("meta"):  # no memory, and no random numbers

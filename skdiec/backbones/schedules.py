@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skdiec.backbones.config_files import Fields, shown
+from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -80,8 +81,10 @@ def training_scheduler(config: Mapping[str, Any], where: str, kind: str | None =
     ValueError
         For another kind of noise, or a value of the wrong type or out of range.
     """
-    from diffusers import DDPMScheduler
-    from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
+    with ONE_AT_A_TIME:
+        from diffusers import DDPMScheduler
+    with ONE_AT_A_TIME:
+        from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 
     named = config.get("_class_name")
     for name in (kind, named):
