@@ -17,7 +17,7 @@ def answer(script, *arguments):
     """What a script gives as `found`. Only a process with one thread can be copied, and this one may have more."""
     folders = [str(SOAK), str(Path(skdiec.__file__).parents[1])]
     done = subprocess.run(
-        [sys.executable, "-c", f"import json, sys\n{script}\njson.dump(found, sys.stdout)", *map(str, arguments)],
+        [sys.executable, "-P", "-c", f"import json, sys\n{script}\njson.dump(found, sys.stdout)", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
         capture_output=True,
         text=True,

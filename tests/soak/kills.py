@@ -198,6 +198,7 @@ def main() -> None:
         found.append(case)
         if case.outcome != SAME:
             print(case, flush=True)
+        print(f"\r{sum(len(case.kills) for case in found)} kills", end="", file=sys.stderr)
     lines = table(found, time.monotonic() - started)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "kills.md").write_text("\n".join(lines) + "\n")
