@@ -32,7 +32,7 @@ SAME = "same"
 
 PASSING = [
     (r"\.tmp\w+$", ".tmp*"),  # safetensors' files before they are renamed
-    (r"\.[0-9a-f]{32}-\d+-\d+$", ".*"),  # joblib's
+    (r"\.([0-9a-f]{32}-\d+-\d+|thread-\d+-pid-\d+)$", ".*"),  # joblib's
     (r"[0-9a-f]{32}", "*"),  # folders named by a hash
 ]
 """Parts of file names that differ from run to run or from one version to the next."""
