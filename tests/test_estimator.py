@@ -513,7 +513,7 @@ def test_memory_tells_functions_of_one_name_apart(make_model, images, work, tmp_
 def test_memory_keeps_one_backbone_for_each_precision(make_model, images, work, tmp_path, monkeypatch):
     settings = {**AUTO, "pretrain_params": {**AUTO["pretrain_params"], "precision": "auto"}}
     for native in (False, True):  # two machines that share the folder
-        monkeypatch.setattr(pretraining, "_has_native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr("skdiec.backbones.settings.has_native_bf16", lambda device, native=native: native)
         for _ in range(2):
             make_model(**settings, memory=str(tmp_path)).fit(images)
     assert work["pretraining"] == 2
@@ -1177,7 +1177,7 @@ def test_other_images_than_those_of_fit_are_told_of(method, make_model, images, 
         (on_rows, flat(images)[:, 1:], r"X has 63 features, but DiffusionEmbeddedClustering is expecting 64"),
         (on_table, flat(images)[:, 1:], r"X has 63 features, but DiffusionEmbeddedClustering is expecting 64"),
         (on_images, with_value(np.nan)(images), r"Input X contains NaN"),
-        (on_images, with_value(300)(images), r"value_range is \(0, 255\), but X .* to 300"),
+        (on_images, with_value(300)(images), r"value_range must be stated for this X \(dtype float64, .* to 300\)"),
         (on_images, tmp_path, r"X must be a folder with images"),
     ):
         with pytest.raises(ValueError, match=message):
