@@ -95,7 +95,9 @@ class Bench:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def _new_path(self):
-        return self.files / f"{next(self._count):04}"
+        path = self.files / f"{next(self._count):04}" / "it"  # alone: cases have links to what is above
+        path.parent.mkdir()
+        return path
 
     def _new_folder(self, *entries):
         path = self._new_path()

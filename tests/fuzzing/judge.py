@@ -239,7 +239,7 @@ def _same(one, other):
     if isinstance(one, np.ndarray) and one.dtype.kind in "biufc":
         return np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True)
     if isinstance(one, torch.Tensor) and one.layout == torch.strided and one.device.type == "cpu":
-        return one.is_quantized or torch.allclose(one * 1.0, other * 1.0, 0, 0, equal_nan=True)
+        return one.is_quantized or one.is_nested or torch.allclose(one * 1.0, other * 1.0, 0, 0, equal_nan=True)
     if isinstance(one, (list, tuple)) and one and isinstance(one[0], np.ndarray):
         return len(one) == len(other) and all(map(_same, one, other))
     return True
@@ -274,7 +274,8 @@ def _refusal(case, bench, error, entered, seconds, attributes, model, problems):
             problems.append("the message is too long")
         if model is not None and not _unchanged(attributes, vars(model)):
             problems.append("the refused call changed the estimator")
-        if seconds > REFUSAL_SECONDS:
+        waiting = max(1.0, os.getloadavg()[0] / os.cpu_count())  # a busy machine is that much slower
+        if seconds > waiting * REFUSAL_SECONDS:
             problems.append("slow")
     problem = problems[0] if problems else ""
     return Verdict("rejected", problem, type(error).__name__, _where(error), message, seconds)

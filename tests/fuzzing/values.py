@@ -131,8 +131,7 @@ def image(name, mode="L", size=(8, 8), row=0, **options):
     """One image file, in the format of its suffix; what Pillow cannot write is left as text."""
 
     def write(folder):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _with_parent(folder / name)
         try:
             picture = _picture(mode, size, row)
             orientation = options.pop("orientation", None)
@@ -152,6 +151,11 @@ def image(name, mode="L", size=(8, 8), row=0, **options):
     return write
 
 
+def _with_parent(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def many(count, suffix=".png", mode="L", size=(8, 8)):
     """Image files that are fine."""
     return lambda folder: [image(f"{row:02}{suffix}", mode, size, row)(folder) for row in range(count)]
@@ -161,8 +165,7 @@ def content(name, data=b""):
     """A file of given bytes."""
 
     def write(folder):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _with_parent(folder / name)
         path.write_bytes(data)
 
     return write
@@ -181,12 +184,12 @@ def cut(name, share, mode="L"):
 
 def link(name, target):
     """A link, to a path in the folder or elsewhere."""
-    return lambda folder: (folder / name).symlink_to(target)
+    return lambda folder: _with_parent(folder / name).symlink_to(target)
 
 
 def fifo(name):
     """A named pipe that nothing is written to."""
-    return lambda folder: os.mkfifo(folder / name)
+    return lambda folder: os.mkfifo(_with_parent(folder / name))
 
 
 def deep(depth):
@@ -199,9 +202,10 @@ def deep(depth):
 
 def _json_change(name, change):
     def write(folder):
-        data = json.loads((folder / name).read_text())
-        change(data)
-        (folder / name).write_text(json.dumps(data))
+        if (folder / name).is_file():  # no pipe or device by now, which would be read for ever
+            data = json.loads((folder / name).read_text())
+            change(data)
+            (folder / name).write_text(json.dumps(data))
 
     return write
 
@@ -223,9 +227,13 @@ def text(name, value):
 
 def shorten(name, share):
     """Cut a file."""
-    return lambda folder: (folder / name).write_bytes(
-        (folder / name).read_bytes()[: int((folder / name).stat().st_size * share)]
-    )
+
+    def write(folder):
+        if (folder / name).is_file():
+            data = (folder / name).read_bytes()
+            (folder / name).write_bytes(data[: int(len(data) * share)])
+
+    return write
 
 
 def without(name):
