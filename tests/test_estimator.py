@@ -1045,7 +1045,7 @@ def test_sparse_input_is_told_of(make_model, images, nothing_begins):
 
 def test_folder_without_images_is_told_of(make_model, tmp_path, nothing_begins):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"X must be a folder with images, but .* has no \.bmp"):
+    with pytest.raises(ValueError, match=r"X must be a folder with images, but .* has no file with a suffix such as"):
         make_model(**AUTO).fit(tmp_path)
 
 

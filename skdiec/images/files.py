@@ -74,7 +74,8 @@ class FileImages(DecodedImages):
 
     def _hash_content(self, digest: Any) -> None:
         for path in self.paths:
-            status = path.stat()
+            with told_of(path):
+                status = path.stat()
             # Names may hold anything but the zero byte.
             digest.update(os.fsencode(os.path.realpath(path)))
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
