@@ -666,7 +666,7 @@ def test_checkpoint_of_something_else_is_told_of(tmp_path):
 
 def test_damaged_record_is_told_of(tmp_path):
     (tmp_path / "skdiec.json").write_text("{")
-    with pytest.raises(ValueError, match=r"skdiec\.json is missing or no JSON"):
+    with pytest.raises(ValueError, match=r"skdiec\.json is no JSON"):
         train(folder=tmp_path)
 
 
