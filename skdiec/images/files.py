@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skdiec.images.decoding import ImageKind, read_image, read_kind, readable_suffixes, value_extent
+from skdiec.images.decoding import ImageKind, read_image, read_kind, readable_suffixes, told_of, value_extent
 from skdiec.images.pictures import DecodedImages, common_format
 from skdiec.images.source import ImageFormat
 
