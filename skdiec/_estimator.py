@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -11,7 +12,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -32,16 +34,26 @@ from skdiec._version import __version__
 from skdiec.activations import Cell
 from skdiec.backbones import (
     PixelBackbone,
+    check_share_explained,
     default_device,
     is_emulated,
     load_backbone,
     pretrain,
     untrained_backbone,
 )
-from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
+from skdiec.features import CellFeatures, FeatureExtractor, check_space, map_features, suited_batch_size
 from skdiec.graph import ensemble_partition, kmeans_labels, knn_graph
-from skdiec.images import FileImages, ImageFormat, ImageSource, as_array, as_image_source, is_paths, thumbnails
-from skdiec.parallel import in_parallel
+from skdiec.images import (
+    FileImages,
+    ImageFormat,
+    ImageSource,
+    as_image_source,
+    is_rows,
+    refuse_one_image,
+    thumbnails,
+    unpack,
+)
+from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
 from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, principal_components, search_cells
 from skdiec.training import (
@@ -100,8 +112,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Axis of the channels in four-dimensional input. None finds it where only one axis can be.
 
     value_range : tuple of float, default=None
-        ``(black, white)`` in X. None is (0, 255) for uint8, (0, 1) for bool, and the training data's range for a table.
-        Images of other types need it.
+        ``(black, white)`` in X. None is (0, 255) for uint8 and files of 8 bits, (0, 1) for bool, and the training
+        data's range for a table. Images of other types need it. Where it is stated, it holds for all later images,
+        whatever their type. Where it is not, later images must be of the type of those of `fit` (uint8 arrays and files
+        of 8 bits are one type); the later rows of a table may be of any.
 
     layer : str or sequence of str, default=None
         Module path of the network's layer, such as ``"mid_block"``. One layer is used as it is, several are
@@ -288,6 +302,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     fit_seconds_ : dict of str to float
         Wall time of each stage of `fit`: backbone, search, features, start, training.
 
+    share_explained_ : dict of int to float
+        Share of its task that the backbone solves on 256 of the images, at three timesteps: 1 minus its denoising loss
+        over that of a straight line. 1 is perfect; below 0, with a warning, backbone and images do not fit.
+
     backbone_ : PixelBackbone
         The diffusion model; ``backbone_.save_pretrained(folder)`` saves a diffusers pipeline.
 
@@ -299,6 +317,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     value_range_ : tuple of float
         ``(black, white)`` in X.
+
+    files_ : list of Path
+        The image files in the order of `labels_`. Only where X was a folder or paths.
 
     n_features_in_ : int
         Values of each image.
@@ -332,28 +353,28 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "search": [StrOptions({"grid", "halving"})],
         "criterion": [StrOptions({"consensus", "relative_cut", "normalized_cut", "scott"}), callable],
         "max_search_samples": [Interval(Integral, 2, None, closed="left")],
-        "search_draws": [Interval(Integral, 1, None, closed="left")],
-        "n_draws": [Interval(Integral, 1, None, closed="left")],
+        "search_draws": [Interval(Integral, 1, 10_000, closed="both")],
+        "n_draws": [Interval(Integral, 1, 10_000, closed="both")],
         "shift": [Interval(Integral, 0, None, closed="left"), None],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "neighbors_algorithm": [StrOptions({"exact", "nndescent"})],
         "init": [StrOptions({"graph", "k-means++"}), "array-like"],
-        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "n_init": [Interval(Integral, 1, 10_000, closed="both")],
         "head": [StrOptions({"residual", "direct"}), None],
         "train_backbone": ["boolean"],
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left")],
-        "gamma": [Interval(Real, 0, None, closed="left")],
-        "denoising_weight": [Interval(Real, 0, None, closed="left")],
-        "nu": [Interval(Real, 0, None, closed="neither")],
-        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "alpha": [Interval(Real, 0, 1e6, closed="both")],
+        "beta": [Interval(Real, 0, 1e6, closed="both")],
+        "gamma": [Interval(Real, 0, 1e6, closed="both")],
+        "denoising_weight": [Interval(Real, 0, 1e6, closed="both")],
+        "nu": [Interval(Real, 1e-6, 1e6, closed="both")],
+        "hidden_size": [Interval(Integral, 1, 2**16, closed="both")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
-        "backbone_learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "tol": [Interval(Real, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, 1e6, closed="right"), None],
+        "backbone_learning_rate": [Interval(Real, 0, 1e6, closed="right")],
+        "tol": [Interval(Real, 0, 1, closed="both")],
         "update_interval": [Interval(Integral, 1, None, closed="left")],
         "pretrain_params": [dict, None],
         "backbone_folder": [str, os.PathLike, None],
@@ -361,7 +382,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "inference_batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "precision": [StrOptions({"fp32", "bf16", "fp16"})],
         "device": [str, torch.device, None],
-        "n_jobs": [Integral, None],
+        "n_jobs": [Interval(Integral, None, None, closed="neither"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -457,18 +478,23 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(
-        self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None
-    ) -> DiffusionEmbeddedClustering:
+    def fit(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> DiffusionEmbeddedClustering:
         """Search the representation, find the start and train the embedding.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             - ``(n, height, width)``, ``(n, channels, height, width)`` or ``(n, height, width, channels)``: numpy
               array, memory map or torch tensor;
             - ``(n, features)``: flat images where `image_shape` is given, else any table;
-            - a folder of image files, or a sequence of paths.
+            - a folder of image files, or a sequence of paths. Searches of scikit-learn index X: they take no folder;
+            - a sequence of PIL images, arrays or tensors, such as a list or a column of a table;
+            - an iterable of images or of paths, such as a generator, all of which is held in memory;
+            - a map-style dataset of torch or a dataset of Hugging Face. Its labels are not looked at;
+            - an array of HDF5 or zarr.
+
+            What a dataset or a file gives is kept in memory up to 1 GiB, and else read whenever it is needed: it must
+            be the same each time. `memory` and `backbone_folder` read all of it once more.
         y : ignored
 
         Returns
@@ -490,14 +516,21 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Warns
         -----
         UserWarning
-            Where clusters collapse, the denoising loss rises while the backbone trains, or `precision` is one that
-            the device computes with slowly.
+            Where the backbone does not fit the images, clusters collapse, the denoising loss rises while the backbone
+            trains, or `precision` is one that the device computes with slowly.
         """
-        with _logging(self.verbose):
-            return self._fit(X)
+        fitting = self._checked()
+        for name in [name for name in vars(fitting) if name.endswith("_") and not name.startswith("_")]:
+            delattr(fitting, name)
+        with _logging(fitting.verbose), library_defaults():
+            fitting._fit(X)
+        # In one step: a fit that fails, or is interrupted, leaves all that there was before.
+        given = {name: vars(self)[name] for name in self.get_params(deep=False)}
+        self.__dict__ = {**vars(fitting), **given}
+        self._warn_of_empty_clusters()
+        return self
 
-    def _fit(self, X: Any) -> DiffusionEmbeddedClustering:
-        self._check_parameters()
+    def _fit(self, X: Any) -> None:
         device = default_device(self.device)
         if is_emulated(self.precision, device):
             warnings.warn(
@@ -525,9 +558,20 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         backbone = load() or untrained_backbone(source, **pretrain_params)
         backbone.check_channels(source.shape[0])
         layers, timesteps, poolings = self._search_space(backbone)
-        self._check_init(len(source), layers, poolings)
-        if isinstance(source, FileImages):
-            source = source.in_memory()
+        widths = [
+            channels * pooling**2
+            for channels, *sides in layers.values()
+            for pooling in poolings
+            if pooling <= min(sides)
+        ]
+        self._check_init(len(source), widths)
+        check_space(4 * len(source) * max(widths))
+        if self.shift is not None and self.shift >= min(source.shape[1:]):
+            raise ValueError(
+                f"shift must be less than the images' sides, {source.shape[1:]} (height, width); got {self.shift}"
+            )
+        files = source.paths if isinstance(source, FileImages) else None
+        source = source.in_memory()
 
         clock = _Clock()
         if _is_auto(self.backbone):
@@ -536,6 +580,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         elif backbone is self.backbone:  # a PixelBackbone of the caller's
             backbone = backbone.copy()
         backbone = backbone.to(device)
+        shares = check_share_explained(backbone, source, seed=seeds.noise)
         shift = self.shift
         if shift is None:
             shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
@@ -548,19 +593,20 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         features = dataclasses.replace(extractor, memory=memory).extract(source, [cell])[cell]
         clock.stop("features")
         features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
-        start = memory.cache(_find_start, ignore=["n_jobs"])(
-            __version__,
-            features,
-            self.n_clusters,
-            self.n_components,
-            self.n_neighbors,
-            self.neighbors_algorithm,
-            self.init,
-            self.n_init,
-            self.gamma,
-            seeds.start,
-            self.n_jobs,
-        )
+        with one_blas_thread:
+            start = memory.cache(_find_start, ignore=["n_jobs"])(
+                __version__,
+                features,
+                self.n_clusters,
+                self.n_components,
+                self.n_neighbors,
+                self.neighbors_algorithm,
+                self.init,
+                self.n_init,
+                self.gamma,
+                seeds.start,
+                self.n_jobs,
+            )
         clock.stop("start")
         extractors = self._train(extractor, source, cell, start, seeds.head)
         clock.stop("training")
@@ -579,16 +625,18 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
         self.initial_labels_ = start.labels
         self.backbone_ = extractors[-1].backbone
+        self.share_explained_ = shares
         self.fit_seconds_ = clock.seconds
+        if files is not None:
+            self.files_ = files
         self.n_features_in_ = math.prod(source.shape) if not source.format.is_table else self.n_features_in_
-        return self
 
-    def predict(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.int32]:
+    def predict(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.int32]:
         """Assign images to the clusters.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
 
         Returns
@@ -597,12 +645,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         """
         return self.predict_proba(X).argmax(axis=1).astype(np.int32)
 
-    def predict_proba(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.float64]:
+    def predict_proba(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.float64]:
         """Assign images softly to the clusters, by a Student t kernel around each centre.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
 
         Returns
@@ -610,32 +658,33 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         ndarray of shape (n_samples, n_clusters), float64
             Rows sum to 1.
         """
-        source = self._fitted_source(X)
-        return self._map(source, lambda *features: self._model.assign(self._model.embed(*features)))
+        fitted = self._fitted()
+        with library_defaults():
+            source = fitted._fitted_source(X)
+            return fitted._map(source, lambda *features: fitted._model.assign(fitted._model.embed(*features)))
 
-    def transform(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike]) -> NDArray[np.float32]:
+    def transform(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.float32]:
         """Embed images.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
 
         Returns
         -------
         ndarray of shape (n_samples, n_components_), float32
         """
-        source = self._fitted_source(X)
-        return self._map(source, self._model.embed)
+        fitted = self._fitted()
+        with library_defaults():
+            return fitted._map(fitted._fitted_source(X), fitted._model.embed)
 
-    def fit_transform(
-        self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None
-    ) -> NDArray[np.float32]:
+    def fit_transform(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> NDArray[np.float32]:
         """Fit, and return the embedding of X without computing it again.
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`.
         y : ignored
 
@@ -645,7 +694,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         """
         return self.fit(X).embedding_.copy()
 
-    def score(self, X: ArrayLike | str | os.PathLike | Sequence[str | os.PathLike], y: Any = None) -> float:
+    def score(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> float:
         """Score the clustering of images without labels, higher is better.
 
         The figure is the modularity (`skdiec.scores.modularity`) of the predicted labels on the neighbourhood graph of
@@ -655,7 +704,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
         Parameters
         ----------
-        X : array-like, folder or sequence of paths
+        X : array-like, folder, sequence or iterable of images or of paths
             As in `fit`; a few hundred images at least, better held out.
         y : ignored
 
@@ -664,8 +713,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         float
             From -0.5 to 1.
         """
-        source = self._fitted_source(X)
+        fitted = self._fitted()
+        with library_defaults(), one_blas_thread:
+            return fitted._score(fitted._fitted_source(X))
 
+    def _score(self, source: ImageSource) -> float:
         def label_and_project(*features: NDArray) -> NDArray[np.float64]:
             labels = self._model.assign(self._model.embed(*features)).argmax(axis=1)
             return np.column_stack([labels, self._model.projection.project(features[0])])
@@ -685,8 +737,41 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "backbone_")  # not n_features_in_, which a fit that fails later has set too
 
+    def _fitted(self) -> DiffusionEmbeddedClustering:
+        check_is_fitted(self)
+        return self._checked()
+
+    def _checked(self) -> DiffusionEmbeddedClustering:
+        """Return a shallow copy, whose parameters are checked and plain numbers of Python."""
+        checked = copy.copy(self)
+        for name, kind in _NUMBERS.items():
+            setattr(checked, name, _as_plain_number(name, getattr(self, name), kind))
+        checked._check_parameters()
+        checked.n_jobs = useful_jobs(checked.n_jobs)
+        return checked
+
+    def _warn_of_empty_clusters(self) -> None:
+        found = len(np.unique(self.labels_))
+        if found < self.n_clusters:
+            distinct = len(np.unique(self.embedding_, axis=0))
+            warnings.warn(
+                f"only {found} of n_clusters={self.n_clusters} clusters have images: the {len(self.labels_)} images of "
+                f"X have {distinct} different embeddings",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
     def _check_parameters(self) -> None:
         self._validate_params()
+        try:
+            check_memory(self.memory)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"memory must be a folder that can be written to; got {self.memory!r} ({error})"
+            ) from error
+        for name, reason in _NOT_IN_PRETRAIN_PARAMS.items():
+            if name in (self.pretrain_params or {}):
+                raise ValueError(f"pretrain_params must not have {name!r}, {reason}")
         if self.head == "direct" and not self.train_backbone:
             raise ValueError("head='direct' trains the backbone: it needs train_backbone=True")
         if self.head is None and self.train_backbone:
@@ -702,24 +787,25 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         if self.n_jobs == 0:  # joblib would say so too, after the backbone was trained
             raise ValueError("n_jobs must be None, positive or negative, as in scikit-learn; got 0")
         if not isinstance(self.init, str):
-            centers = check_array(self.init, dtype=np.float64, input_name="init")
+            try:
+                centers = check_array(self.init, dtype=np.float64, input_name="init")
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"init must be centres of shape (n_clusters, n_components_): {error}") from error
             if len(centers) != self.n_clusters:
                 raise ValueError(f"init must have n_clusters={self.n_clusters} rows; got shape {centers.shape}")
+        if callable(self.criterion):
+            _check_criterion(self.criterion)
 
     def _check_input(self, X: Any, *, reset: bool) -> Any:
-        """Let scikit-learn check what it knows: finite numbers, names and number of features."""
-        if is_paths(X):
-            if reset:
-                self.__dict__.pop("feature_names_in_", None)
-            return X
-        if hasattr(X, "detach"):
-            X = as_array(X)
-        ndim = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
-        if ndim > 2:
-            if reset:
-                self.__dict__.pop("feature_names_in_", None)
+        """Unpack X, and let scikit-learn check what it knows: finite numbers, names and number of features."""
+        X = unpack(X)
+        if not reset and not self._format.is_table:
+            refuse_one_image(X, self._format.shape)
+        if is_rows(X):
+            return validate_data(self, X, reset=reset)
+        if isinstance(X, np.ndarray):
             return check_array(X, allow_nd=True, estimator=self, input_name="X")
-        return validate_data(self, X, reset=reset)
+        return X
 
     def _image_source(
         self, X: Any, *, file_shape: Callable[[], tuple[int, int, int]] | None = None, like: ImageFormat | None = None
@@ -734,7 +820,6 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         )
 
     def _fitted_source(self, X: Any) -> ImageSource:
-        check_is_fitted(self)
         return self._image_source(self._check_input(X, reset=False), like=self._format)
 
     def _search_space(
@@ -757,15 +842,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             )
         return layers, timesteps, poolings
 
-    def _check_init(self, n_samples: int, layers: Mapping[str, tuple[int, int, int]], poolings: Sequence[int]) -> None:
+    def _check_init(self, n_samples: int, widths: Sequence[int]) -> None:
         """Raise ValueError for centres of dimensions that the embedding has in no candidate."""
         if isinstance(self.init, str):
             return
-        pairs = [(shape, pooling) for shape in layers.values() for pooling in poolings if pooling <= min(shape[1:])]
-        widths = {min(self.n_components, n_samples, shape[0] * pooling**2) for shape, pooling in pairs}
-        if np.shape(self.init)[1] not in widths:
+        possible = sorted({min(self.n_components, n_samples, width) for width in widths})
+        if np.shape(self.init)[1] not in possible:
             raise ValueError(
-                f"init must have {' or '.join(map(str, sorted(widths)))} columns, the dimensions of the embedding; "
+                f"init must have {' or '.join(map(str, possible))} columns, the dimensions of the embedding; "
                 f"got {np.shape(self.init)[1]}"
             )
 
@@ -839,6 +923,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         batch_size = self.batch_size
         if batch_size is None:
             batch_size = 128 if self.train_backbone else min(max(128, len(source) // 16), 512)
+        batch_size = min(batch_size, max(128, len(source)))
         config = TrainingConfig(
             alpha=self.alpha,
             beta=self.beta,
@@ -924,7 +1009,7 @@ def _find_start(
     seed: int,
     n_jobs: int | None,
 ) -> _Start:
-    mean, components, variances = principal_components(features, n_components, seed=seed)
+    mean, components, variances = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
     spread = float(np.sqrt(variances.sum()))
     projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
@@ -937,7 +1022,8 @@ def _find_start(
             )
         labels = pairwise_distances_argmin(h, centers).astype(np.int32)
     elif init == "k-means++":
-        labels = kmeans_labels(h, n_clusters, n_init=n_init, seed=seed)
+        run = functools.partial(kmeans_labels, h, n_clusters, n_init=n_init, seed=seed)
+        (labels,) = in_parallel([run], 1)
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
         side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
@@ -950,6 +1036,47 @@ def _run_search(key: tuple, extract: Callable, n_jobs: int | None, **arguments: 
     return search_cells(extract, n_jobs=n_jobs, **arguments)
 
 
+_NUMBERS: dict[str, Callable[[Any], float]] = {
+    name: int if constraints[0].type is Integral else float
+    for name, constraints in DiffusionEmbeddedClustering._parameter_constraints.items()
+    if isinstance(constraints[0], Interval) and "array-like" not in constraints
+}
+"""Parameters that are one number, and its type."""
+
+
+def _as_plain_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
+    """Return a number of any library as Python's own; leave what is none for the check that follows."""
+    if isinstance(value, (bool, np.bool_)):  # which Python counts among the integers
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    if not isinstance(value, Integral if kind is int else Real):
+        return value
+    try:
+        return kind(value)
+    except OverflowError:  # an integer past all floats
+        return value
+
+
+_NOT_IN_PRETRAIN_PARAMS = {
+    "X": "which is what fit is given",
+    "folder": "for which there is backbone_folder",
+    "image_shape": "which is a parameter of the estimator itself",
+    "channel_axis": "which is a parameter of the estimator itself",
+    "value_range": "which is a parameter of the estimator itself",
+}
+
+
+def _check_criterion(criterion: Callable[[NDArray, NDArray], float]) -> None:
+    """Raise ValueError for a criterion that is not one, which else would show after the backbone was trained."""
+    labels = np.repeat(np.arange(3), 10)
+    features = np.random.default_rng(0).normal(size=(len(labels), 2)) + labels[:, None]
+    try:
+        float(criterion(features, labels))
+    except Exception as error:
+        raise ValueError(
+            f"criterion must return a number for features of shape (n, d) and labels of shape (n,): {error!r}"
+        ) from error
+
+
 def _is_auto(backbone: object) -> bool:
     return isinstance(backbone, str) and backbone == "auto"
 
@@ -958,7 +1085,9 @@ def _candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tu
     """Return one value, several or the default ones as a tuple."""
     if value is None:
         return tuple(default)
-    values = (value,) if isinstance(value, kind) else tuple(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()  # a number where it has no axis
+    values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     if not values or not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):
         word = "strings" if kind is str else "integers"
         raise ValueError(f"{name} must be one or several {word}; got {value!r}")

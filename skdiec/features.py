@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import logging
 import math
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +26,7 @@ from skdiec import activations
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
 from skdiec.images import ImageSource
-from skdiec.parallel import in_order
+from skdiec.parallel import in_order, torch_pool, torch_threads
 
 logger = logging.getLogger(__name__)
 
@@ -115,21 +117,21 @@ class FeatureExtractor:
         """Return what each pass sees of the images."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.n_draws, *self.backbone.input_shape)
-        noise = torch.randn(shape, generator=generator).to(self.backbone.device)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.backbone.device)
         offsets = [(0, 0), *(itertools.islice(itertools.cycle(_DIRECTIONS), self.n_draws - 1))]
         return [Draw(tensor, (self.shift * x, self.shift * y)) for tensor, (x, y) in zip(noise, offsets, strict=True)]
 
     def layer_shapes(self, names: Sequence[str] | None = None) -> dict[str, tuple[int, int, int]]:
         """Return ``(channels, height, width)`` of the layers' maps, in order of execution; see `activations`."""
         backbone = self.backbone
-        probe = torch.zeros((1, *backbone.input_shape), device=backbone.device)
+        probe = torch.zeros((1, *backbone.input_shape), dtype=torch.float32, device=backbone.device)
         timesteps = torch.zeros(1, dtype=torch.long, device=backbone.device)
         return activations.layer_shapes(backbone.network, lambda: backbone.predict(probe, timesteps), names)
 
     def layer_costs(self, names: Iterable[str]) -> dict[str, float]:
         """Return the share of a whole pass's multiplications that a pass up to each layer takes, above 0 to 1."""
         backbone = self.backbone
-        probe = torch.zeros((1, *backbone.input_shape), device=backbone.device)
+        probe = torch.zeros((1, *backbone.input_shape), dtype=torch.float32, device=backbone.device)
         timesteps = torch.zeros(1, dtype=torch.long, device=backbone.device)
 
         def work(layers: Sequence[str]) -> int:
@@ -197,7 +199,7 @@ class FeatureExtractor:
         rows = np.arange(len(source)) if rows is None else np.asarray(rows)
         draws = self.draws() if draw is None else self.draws()[draw : draw + 1]
         features: dict[Cell, NDArray[np.float32]] = {}
-        size = ROW_MULTIPLE * math.ceil(self.batch_size / ROW_MULTIPLE)
+        size = ROW_MULTIPLE * math.ceil(min(self.batch_size, len(rows)) / ROW_MULTIPLE)
         network, device = self.backbone.network, self.backbone.device
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         first = 0
@@ -229,7 +231,7 @@ class FeatureExtractor:
         if self.backbone.device.type != "cpu":
             return 1
         at_once = PIXELS_AT_ONCE // (size * math.prod(self.backbone.input_shape[1:]))
-        return max(1, min(torch.get_num_threads(), MAX_PASSES, at_once))
+        return max(1, min(torch_threads(), MAX_PASSES, at_once))
 
     def _forward_in_parts(
         self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw], size: int
@@ -312,13 +314,8 @@ def _side_by_side(forward: Callable[[_T], _R], batches: Iterable[_T], n_passes: 
     if n_passes == 1:
         yield from map(forward, batches)
         return
-    threads = torch.get_num_threads()
-    try:
-        # A thread that is new to torch computes with as many as were set last, others keep to what they have.
-        with ThreadPoolExecutor(n_passes, initializer=torch.set_num_threads, initargs=(threads // n_passes,)) as pool:
-            yield from in_order(pool, forward, batches, ahead=n_passes)
-    finally:
-        torch.set_num_threads(threads)
+    with torch_pool(n_passes, torch_threads() // n_passes) as pool:
+        yield from in_order(pool, forward, batches, ahead=n_passes)
 
 
 def _computing_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -331,12 +328,44 @@ def _computing_in(precision: str, device: torch.device) -> AbstractContextManage
     return nullcontext()
 
 
+def check_space(n_bytes: int) -> None:
+    """Raise ValueError where a matrix would go to a temporary file that its folder has no room for.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Size of the matrix.
+    """
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if n_bytes > MEMORY_MAP_ABOVE and n_bytes > free:
+        raise ValueError(_no_space(n_bytes, free))
+
+
+def _no_space(n_bytes: int, free: int) -> str:
+    return (
+        f"features of {_gibibytes(n_bytes)} go to a temporary file, but {tempfile.gettempdir()} has "
+        f"{_gibibytes(free)} left: set the environment variable TMPDIR to a folder with more room"
+    )
+
+
+def _gibibytes(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"
+
+
 def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
     """Return an array to fill: in memory, or past `MEMORY_MAP_ABOVE` bytes in a temporary file."""
-    if math.prod(shape) * np.dtype(dtype).itemsize <= MEMORY_MAP_ABOVE:
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if n_bytes <= MEMORY_MAP_ABOVE:
         return np.empty(shape, dtype)
+    # Not everywhere is there a call that reserves space.
+    reserve = getattr(os, "posix_fallocate", lambda descriptor, start, length: os.truncate(descriptor, length))
     with tempfile.TemporaryFile(prefix="skdiec-") as file:
-        return np.memmap(file, dtype, mode="w+", shape=shape)
+        try:
+            # A file that only seems to have its size would kill the process when the disk is full.
+            reserve(file.fileno(), 0, n_bytes)
+        except OSError as error:
+            raise OSError(error.errno, _no_space(n_bytes, shutil.disk_usage(tempfile.gettempdir()).free)) from error
+        return np.memmap(file, dtype, mode="r+", shape=shape)
 
 
 def _moved(images: Tensor, right: int, down: int) -> Tensor:

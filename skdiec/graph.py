@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,6 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from sklearn import config_context
 from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
 
 AGREEMENT_POWER = 4
@@ -115,49 +113,116 @@ def spectral_embedding(graph: sparse.csr_array, n_vectors: int, *, seed: int = 0
     n_vectors : int
         At most n are returned.
     seed : int, default=0
-        Seeds the start of the iteration (Lanczos; the matrix is never made dense, but for small graphs).
+        Seeds the start of the iteration.
 
     Returns
     -------
     ndarray of shape (n, n_vectors)
         Orthonormal columns, largest eigenvalue first; each column's largest entry is positive.
     """
-    n = graph.shape[0]
-    n_vectors = min(n_vectors, n)
-    degree = np.asarray(graph.sum(axis=1)).ravel()
-    scale = sparse.diags_array(1.0 / np.sqrt(np.where(degree > 0, degree, 1.0)))
-    # The shift makes the spectrum non-negative; Lanczos finds the ends of a spectrum first.
-    normalized = sparse.csr_array(scale @ graph @ scale + sparse.eye_array(n))
-    if n <= _DENSE_BELOW or n_vectors >= n - 1:
-        vectors = np.linalg.eigh(normalized.toarray())[1][:, ::-1][:, :n_vectors]
-    else:
-        vectors = _lanczos(normalized, degree, n_vectors, seed)
+    vectors = leading_eigenpairs(graph, n_vectors, seed=seed)[1]
     largest = np.abs(vectors).argmax(axis=0)
     return vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
 
 
-def _lanczos(normalized: sparse.csr_array, degree: NDArray, n_vectors: int, seed: int) -> NDArray[np.float64]:
-    """Return the leading eigenvectors of the shifted normalised adjacency matrix of a large graph."""
-    # The largest eigenvalue, 2, repeats for each connected component, and Lanczos misses repeated ones. Its
-    # eigenvectors are known, square roots of a component's degrees, so that the iteration is left with the others.
-    n = len(degree)
+def leading_eigenpairs(
+    graph: sparse.csr_array, count: int, *, complete: bool = False, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the largest eigenvalues of D^-1/2 A D^-1/2, and their eigenvectors.
+
+    Those of the normalised Laplacian are one minus these, the smallest first. Each connected component is solved by
+    itself: the largest eigenvalue, 1, repeats for every component, and Lanczos misses repeated ones.
+
+    Parameters
+    ----------
+    graph : sparse array of shape (n, n)
+        Symmetric, non-negative weights A. A node without edges has the eigenvalue 0.
+    count : int
+        At most n are computed.
+    complete : bool, default=False
+        Look again for eigenvalues that repeat within a component, such as those of a ring of nodes. Neighbourhood
+        graphs of images have none, so that an embedding saves the time.
+    seed : int, default=0
+        Seeds the start of the iteration (Lanczos; the matrix is never made dense, but for small components).
+
+    Returns
+    -------
+    values : ndarray of shape (count,)
+        From 1 downwards, counted with their multiplicity.
+    vectors : ndarray of shape (n, count)
+        Orthonormal columns.
+
+    Examples
+    --------
+    >>> pairs = sparse.csr_array(np.kron(np.eye(2), [[0.0, 1.0], [1.0, 0.0]]))  # two nodes with an edge, twice
+    >>> leading_eigenpairs(pairs, 3)[0].round(4) + 0.0
+    array([ 1.,  1., -1.])
+    """
+    n = graph.shape[0]
+    count = min(count, n)
+    degree = np.asarray(graph.sum(axis=1)).ravel()
+    scale = sparse.diags_array(1.0 / np.sqrt(np.where(degree > 0, degree, 1.0)))
+    normalized = sparse.csr_array(scale @ graph @ scale)
     n_components, member = connected_components(normalized, directed=False)
     volume = np.bincount(member, weights=degree, minlength=n_components)
-    largest = np.argsort(-volume, kind="stable")[:n_vectors]
-    largest = largest[volume[largest] > 0]
-    known = np.where(member[:, None] == largest, np.sqrt(degree)[:, None], 0.0) / np.sqrt(volume[largest])
-    n_others = n_vectors - len(largest)
-    if n_others == 0:
-        return known
-    others = LinearOperator((n, n), matvec=lambda x: normalized @ x - 2.0 * (known @ (known.T @ x)), dtype=np.float64)
+    # Each component with edges has the eigenvalue 1, so that no other one can hold more than the rest of them.
+    wanted = max(1, count - int(np.sum(volume > 0)) + 1)
+    values, vectors = [], []
+    for component in np.argsort(-volume, kind="stable")[:count]:
+        rows = np.flatnonzero(member == component)
+        block = normalized if n_components == 1 else normalized[rows][:, rows]
+        found, columns = _component_eigenpairs(block, degree[rows], min(wanted, len(rows)), complete, seed)
+        spread = np.zeros((n, len(found)))
+        spread[rows] = columns
+        values.append(found)
+        vectors.append(spread)
+    all_values = np.concatenate(values)
+    largest = np.argsort(-all_values, kind="stable")[:count]
+    return all_values[largest], np.hstack(vectors)[:, largest]
+
+
+def _component_eigenpairs(
+    normalized: sparse.csr_array, degree: NDArray, count: int, complete: bool, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the largest eigenvalues of one connected component's normalised adjacency matrix, and eigenvectors."""
+    n = len(degree)
+    if degree.sum() == 0:
+        return np.zeros(1), np.ones((1, 1))
+    # The first one is known, square roots of the degrees: the iteration is left with the others.
+    first = np.sqrt(degree / degree.sum())
+    if count == 1:
+        return np.ones(1), first[:, None]
+    if n <= _DENSE_BELOW or count >= n - 1:
+        values, vectors = np.linalg.eigh(normalized.toarray() - 2.0 * np.outer(first, first))  # the first one is last
+        return np.append(1.0, values[:0:-1][: count - 1]), np.column_stack([first, vectors[:, :0:-1][:, : count - 1]])
+    values, vectors = _lanczos(normalized, first[:, None], count - 1, seed)
+    while complete:  # an eigenvalue that repeats may have been found once: is one left that belongs among these?
+        known = np.column_stack([first, vectors])
+        value, vector = _lanczos(normalized, known, 1, seed + 1)
+        if value[0] <= values.min() + 1e-8:
+            break
+        keep = values > values.min()
+        values, vectors = np.append(values[keep], value), np.column_stack([vectors[:, keep], vector])
+    order = np.argsort(-values)
+    return np.append(1.0, values[order]), np.column_stack([first, vectors[:, order]])
+
+
+def _lanczos(normalized: sparse.csr_array, known: NDArray, count: int, seed: int) -> tuple[NDArray, NDArray]:
+    """Return the largest eigenvalues, and their eigenvectors, that are orthogonal to some known eigenvectors."""
+    n = normalized.shape[0]
+    # The shift by 1 makes the spectrum non-negative, since Lanczos finds the ends of a spectrum first; the known ones
+    # go to its lower end.
+    rest = LinearOperator((n, n), matvec=lambda x: normalized @ x + x - 2.0 * (known @ (known.T @ x)), dtype=np.float64)
     start = np.random.default_rng(seed).uniform(-1, 1, n)
-    try:
-        values, vectors = eigsh(others, k=n_others, which="LA", v0=start, tol=1e-6, ncv=min(n, 2 * n_others + 20))
-    except ArpackNoConvergence as failure:
-        if not len(failure.eigenvalues):
-            raise
-        values, vectors = failure.eigenvalues, failure.eigenvectors
-    return np.hstack([known, vectors[:, np.argsort(values)[::-1]]])
+    n_basis = 2 * count + 20
+    while True:
+        try:
+            values, vectors = eigsh(rest, k=count, which="LA", v0=start, tol=1e-6, ncv=min(n, n_basis))
+            return values - 1.0, vectors
+        except ArpackNoConvergence:
+            if n_basis >= n:
+                raise
+            n_basis *= 2  # a larger basis needs fewer restarts
 
 
 def best_partition(
@@ -306,7 +371,7 @@ def kmeans_labels(
 ) -> NDArray[np.int32]:
     """Cluster by k-means++, or from the means of a partition of the first rows, unless a cluster of it is empty.
 
-    Rows that coincide may leave clusters empty, without a warning.
+    Rows that coincide leave clusters empty, of which scikit-learn warns.
     """
     init: str | NDArray = "k-means++"
     if warm_start is not None:
@@ -315,8 +380,7 @@ def kmeans_labels(
             members = np.eye(n_clusters, dtype=X.dtype)[warm_start]
             init, n_init = members.T @ X[: len(warm_start)] / sizes[:, None].astype(X.dtype), 1
     # Checks of what this library passes would take a tenth of the time on few rows.
-    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with config_context(assume_finite=True, skip_parameter_validation=True):
         return KMeans(n_clusters, init=init, n_init=n_init, random_state=seed).fit(X).labels_
 
 

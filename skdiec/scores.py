@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-_DENSE_BELOW = 300
+from skdiec.graph import leading_eigenpairs
 
 
 def scott_score(X: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-6) -> float:
@@ -164,24 +163,8 @@ def relative_cut(
     """
     graph = sparse.csr_array(graph)
     cost = balanced_cut(graph, labels, n_clusters, balance=balance)
-    further = _laplacian_eigenvalues(graph, min(2 * n_clusters, graph.shape[0]))[n_clusters:]
+    further = np.maximum(1.0 - leading_eigenpairs(graph, 2 * n_clusters, complete=True)[0][n_clusters:], 0.0)
     return float(cost / max(further.sum(), 1e-12)) if len(further) else cost
-
-
-def _laplacian_eigenvalues(graph: sparse.csr_array, count: int) -> NDArray[np.float64]:
-    """Return the smallest eigenvalues of the normalised Laplacian, ascending."""
-    degree = np.asarray(graph.sum(axis=1)).ravel()
-    scale = sparse.diags_array(1.0 / np.sqrt(np.where(degree > 0, degree, 1.0)))
-    normalized = scale @ graph @ scale
-    if graph.shape[0] <= _DENSE_BELOW or count >= graph.shape[0] - 1:
-        values = np.linalg.eigvalsh(normalized.toarray())[::-1][:count]
-    else:
-        start = np.random.default_rng(0).uniform(-1, 1, graph.shape[0])
-        try:
-            values = eigsh(normalized, k=count, which="LA", v0=start, tol=1e-4, return_eigenvectors=False)
-        except ArpackNoConvergence as failure:
-            values = failure.eigenvalues
-    return np.clip(1.0 - np.sort(values)[::-1], 0.0, None)
 
 
 def modularity(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -> float:

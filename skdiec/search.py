@@ -60,6 +60,9 @@ takes Python's time, which threads do not share well."""
 
 _BLOCK_ROWS = 8192
 
+_SCATTERS = 8
+"""Parts of the rows, at most, whose covariances are summed up side by side."""
+
 
 @dataclass(frozen=True)
 class SearchStage:
@@ -448,7 +451,7 @@ def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: i
 
 
 def principal_components(
-    features: NDArray[np.float32], n_components: int, *, seed: int = 0
+    features: NDArray[np.float32], n_components: int, *, n_jobs: int | None = None, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Compute the mean, and the leading eigenvectors and eigenvalues of the covariance: an exact PCA, of all images.
 
@@ -461,6 +464,8 @@ def principal_components(
         Up to 4,096 columns the result is exact; beyond, it is that of scikit-learn's randomised solver.
     n_components : int
         At most min(n, d) are computed.
+    n_jobs : int, default=None
+        Threads that sum up the covariance; see `DiffusionEmbeddedClustering`. The result does not depend on it.
     seed : int, default=0
         Used by the randomised solver.
 
@@ -478,16 +483,25 @@ def principal_components(
         mean, components, variances = pca.mean_, pca.components_, pca.explained_variance_
     else:
         mean = features.mean(axis=0, dtype=np.float64).astype(features.dtype)
-        covariance = np.zeros((width, width), dtype=features.dtype)
-        for first in range(0, n, _BLOCK_ROWS):  # a centred copy of all rows is never held
-            block = features[first : first + _BLOCK_ROWS] - mean
-            covariance += block.T @ block
+        # The same sums whatever the number of threads; each holds a square matrix.
+        parts = np.array_split(np.arange(n), min(_SCATTERS, math.ceil(n / _BLOCK_ROWS)))
+        calls = [partial(_scatter, features[part[0] : part[-1] + 1], mean) for part in parts]
+        covariance = sum(parallel.in_parallel(calls, n_jobs, threads=True))
         # scikit-learn's PCA computes all eigenvectors, which takes three times as long as the leading ones do.
         leading = (width - n_components, width - 1)
         variances, vectors = eigh(covariance / max(n - 1, 1), subset_by_index=leading, driver="evr")
         variances, components = np.maximum(variances[::-1], 0), vectors[:, ::-1].T
     largest = np.abs(components).argmax(axis=1)
     return mean, components * np.sign(components[np.arange(n_components), largest])[:, None], variances
+
+
+def _scatter(features: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sum of the outer products of rows less a mean, of which a centred copy is never held whole."""
+    scatter = np.zeros((features.shape[1], features.shape[1]), dtype=features.dtype)
+    for first in range(0, len(features), _BLOCK_ROWS):
+        block = features[first : first + _BLOCK_ROWS] - mean
+        scatter += block.T @ block
+    return scatter
 
 
 def _score(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from skdiec import dec
 from skdiec.scores import balanced_cut
+from skdiec.seeding import drawing_from_seed
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,7 @@ class ResidualHead(nn.Module):
 
     def __init__(self, n_features: int, hidden: int = 256, *, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds all GPUs too
+        with drawing_from_seed(seed):
             self.g = nn.Sequential(nn.Linear(n_features, hidden), nn.GELU(), nn.Linear(hidden, n_features))
         nn.init.zeros_(self.g[2].weight)
         nn.init.zeros_(self.g[2].bias)
@@ -401,12 +401,15 @@ def train(
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * len(rows)
         means = {name: float(total) / len(labels) for name, total in sums.items()}
-        if not np.isfinite(means["loss"]):
+        log_q = _log_assign(embedder.embed_all(), centers.detach(), config.nu).cpu()
+        # The loss is that of the weights before the last step, which the assignments and the weights are of.
+        if not (np.isfinite(means["loss"]) and _are_finite([log_q, centers, *embedder.module.parameters()])):
             warnings.warn(
-                f"the loss became {means['loss']} in epoch {epoch}: keeping epoch {tracker.best_epoch}", stacklevel=2
+                f"training diverged in epoch {epoch}, where the loss became {means['loss']:g}: keeping epoch "
+                f"{tracker.best_epoch}; lower learning_rate, which is {config.learning_rate:g}",
+                stacklevel=2,
             )
             break
-        log_q = _log_assign(embedder.embed_all(), centers.detach(), config.nu).cpu()
         previous, labels = labels, log_q.argmax(1).numpy()
         means["denoising"] = embedder.drift()
         changed = tracker.record(labels, previous, means)
@@ -464,6 +467,10 @@ def _sample_neighbors(
         return rows, torch.zeros(len(rows))
     has_edge = degree > 0
     return torch.where(has_edge, tails[edge], rows), edge_weight[edge] * has_edge
+
+
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _log_assign(z: Tensor, centers: Tensor, nu: float) -> Tensor:

@@ -14,8 +14,9 @@ import skdiec
 PACKAGE = Path(skdiec.__file__).parent
 ROOT = PACKAGE.parent
 FLOORS = {
-    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "parallel", "scores", "seeding"], 0),
+    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "parallel", "seeding"], 0),
     "backbones": 1,
+    "scores": 1,
     **dict.fromkeys(["features", "search", "training"], 2),
     "_estimator": 3,
 }
@@ -32,7 +33,7 @@ LIBRARIES = {
     "graph": {"numpy", "pynndescent", "scipy", "sklearn"},
     "images": {"PIL", "numpy"},
     "metrics": {"numpy", "scipy", "sklearn"},
-    "parallel": {"joblib", "sklearn", "threadpoolctl"},
+    "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
     "plotting": {"matplotlib", "numpy"},
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},

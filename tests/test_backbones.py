@@ -10,7 +10,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.utils import filter_repo_objects
 from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -86,7 +85,10 @@ def test_folder_of_a_pipeline(as_path, make_unet, pipeline_folder, rng_untouched
 
 
 def test_folder_of_a_model_alone_has_the_default_schedule(make_unet, model_folder):
-    backbone = load_backbone(model_folder)
+    with pytest.warns(
+        UserWarning, match=f"backbone {model_folder} has no noise schedule beside it: diffusers' default"
+    ):
+        backbone = load_backbone(model_folder)
     assert equal_weights(backbone.network, make_unet())
     expected = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     assert_allclose(backbone.scheduler.alphas_cumprod.numpy(), expected, rtol=1e-5)
@@ -177,23 +179,6 @@ def test_schedulers_of_samplers_give_the_forward_process_they_share(scheduler, f
     torch.testing.assert_close(backbone.scheduler.alphas_cumprod, scheduler.alphas_cumprod, rtol=0, atol=0)
     assert backbone.num_train_timesteps == len(scheduler.alphas_cumprod)
     assert backbone.scheduler.config.prediction_type == scheduler.config.prediction_type
-
-
-def test_hub_id_is_fetched_without_pickles_and_read_as_a_folder(make_unet, pipeline_folder, monkeypatch):
-    calls = []
-
-    def snapshot_download(name, **options):
-        calls.append((name, options))
-        return str(pipeline_folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert equal_weights(load_backbone("some-one/a.model_1").network, make_unet())
-    ((name, options),) = calls
-    assert name == "some-one/a.model_1"
-    wanted = ["model_index.json", "config.json", WEIGHTS, f"unet/{WEIGHTS}", "unet/config.json"]
-    wanted += ["scheduler/scheduler_config.json"]
-    others = ["unet/diffusion_pytorch_model.bin", "README.md", "model.ckpt", "vqvae/model.bin", "images/1.png"]
-    assert list(filter_repo_objects([*wanted, *others], **options)) == wanted
 
 
 # Forward process, prediction and loss
@@ -467,16 +452,23 @@ def test_other_file_is_refused(model_folder):
 def test_truncated_weights_are_told_of(length, pipeline_folder):
     path = pipeline_folder / "unet" / WEIGHTS
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match=f"backbone {path.parent} has damaged or truncated weights"):
+    with pytest.raises(ValueError, match=f"backbone file {path} has damaged or truncated weights"):
         load_backbone(pipeline_folder)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"block_out_channels": (12,)}, "damaged or truncated weights, or some of another model: (?s:.)*size mismatch"),
-        ({"layers_per_block": 2}, "weights of another architecture: 22 missing, 0 unexpected"),
-        ({"add_attention": False}, "weights of another architecture: 0 missing, 10 unexpected"),
+        (
+            {"block_out_channels": (12,)},
+            r"another architecture: 0 missing, 0 unexpected, 70 of another shape; conv_in.bias has shape \(8,\), the "
+            r"configuration makes it \(12,\)",
+        ),
+        (
+            {"layers_per_block": 2},
+            r"layers_per_block=2 and block_out_channels=\(8,\) make 5 residual blocks, the weights have 3",
+        ),
+        ({"add_attention": False}, "weights of another architecture: 0 missing, 10 unexpected, 0 of another shape"),
     ],
 )
 def test_weights_of_another_architecture_are_told_of(config, message, make_unet, model_folder, tmp_path):
@@ -510,7 +502,7 @@ def test_pipeline_of_another_kind_is_told_of(index, tmp_path):
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "UNet2DConditionModel"])
 def test_model_of_another_kind_is_told_of(kind, model_folder):
     edit_json(model_folder / "config.json", _class_name=kind)
-    with pytest.raises(ValueError, match=f"{model_folder} is a {kind}; only UNet2DModel can be used"):
+    with pytest.raises(ValueError, match=f"{model_folder}/config.json is of a {kind}; only UNet2DModel can be used"):
         load_backbone(model_folder)
 
 
@@ -518,11 +510,11 @@ def test_model_of_another_kind_is_told_of(kind, model_folder):
 def test_damaged_or_missing_configuration_is_told_of(name, pipeline_folder):
     path = pipeline_folder / name
     path.write_text("{")
-    with pytest.raises(ValueError, match=f"backbone file {path} is missing or no JSON"):
+    with pytest.raises(ValueError, match=f"backbone file {path} is no JSON: Expecting property name"):
         load_backbone(pipeline_folder)
     if name != "model_index.json":
         path.unlink()
-        with pytest.raises(ValueError, match=f"backbone file {path} is missing or no JSON"):
+        with pytest.raises(ValueError, match=f"backbone file {path} is missing"):
             load_backbone(pipeline_folder)
 
 
@@ -555,24 +547,6 @@ def test_hub_id_that_cannot_be_fetched_is_told_of(monkeypatch):
 def test_objects_of_other_types_are_told_of(model):
     with pytest.raises(TypeError, match=f"backbone must be 'auto', a path, .*; got {type(model).__name__}$"):
         load_backbone(model)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "found"),
-    [
-        (diffusers.ScoreSdeVeScheduler(), "beta_schedule=None, prediction_type='epsilon'"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "beta_schedule=None, prediction_type='epsilon'"),
-        (
-            diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-            "beta_schedule='linear', prediction_type='flow_prediction'",
-        ),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_other_kinds_of_noise_are_told_of(scheduler, found, make_unet):
-    message = f"scheduler with betas and prediction_type 'epsilon', 'sample' or 'v_prediction'; got {found}"
-    with pytest.raises(ValueError, match=message):
-        load_backbone(SimpleNamespace(unet=make_unet(), scheduler=scheduler))
 
 
 def test_timesteps_past_the_schedule_are_told_of(make_backbone):

@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import re
 import tempfile
 import threading
 from types import SimpleNamespace
@@ -613,3 +615,42 @@ def test_features_are_mapped_block_by_block(extractor, make_backbone, monkeypatc
 def test_source_without_images_is_told_of(extractor):
     with pytest.raises(ValueError, match="source holds no image"):
         map_features([extractor], [], CELLS[0], lambda matrix: matrix)
+
+
+# Room for large matrices
+
+
+@pytest.fixture
+def full(monkeypatch, tmp_path):
+    """A folder of temporary files with hardly any room left, where all matrices go."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(features, "MEMORY_MAP_ABOVE", 0)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    return re.escape(str(tmp_path))
+
+
+def test_too_little_room_for_a_temporary_file_is_told_of_beforehand(full):
+    features.check_space(2**20)
+    with pytest.raises(ValueError, match=rf"3\.0 GiB go to a temporary file, but {full} has 0\.0 GiB left: .*TMPDIR"):
+        features.check_space(3 * 2**30)
+
+
+def test_small_matrices_need_no_room(full, monkeypatch):
+    monkeypatch.setattr(features, "MEMORY_MAP_ABOVE", 2**30)
+    features.check_space(2**30)
+
+
+def test_a_disk_that_is_full_is_told_of_where_the_space_is_reserved(full, extractor, monkeypatch):
+    def no_space(descriptor, start, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", no_space, raising=False)
+    with pytest.raises(OSError, match=rf"go to a temporary file, but {full} .*TMPDIR") as caught:
+        extractor.extract(SOURCE, CELLS)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_space_of_a_temporary_file_is_taken_when_it_is_made(full):
+    matrix = features._empty((1000, 100), np.float64)
+    assert isinstance(matrix, np.memmap)
+    assert not matrix.any()

@@ -6,7 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from skdiec.scores import modularity, normalized_cut, scott_score
+from skdiec.graph import knn_graph
+from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
 
 SEEDS = st.integers(0, 2**32 - 1)
 PATH = np.diag([1.0, 1, 1], 1) + np.diag([1.0, 1, 1], -1)
@@ -208,3 +209,37 @@ def test_graph_scores_tell_of_wrong_shapes(score):
         score(sparse.csr_array((2, 3)), [0, 1])
     with pytest.raises(ValueError, match=re.escape("labels must have shape (4,), one for each row; got (3,)")):
         score(sparse.csr_array(PATH), [0, 0, 1])
+
+
+def disconnected(n_components, size, n_neighbors=5):
+    rng = np.random.default_rng(0)
+    return sparse.csr_array(
+        sparse.block_diag([knn_graph(rng.normal(size=(size, 3)), n_neighbors) for _ in range(n_components)])
+    )
+
+
+def ring(n):
+    step = np.roll(np.eye(n), 1, axis=0)
+    return sparse.csr_array(step + step.T)
+
+
+@pytest.mark.parametrize(
+    ("graph", "n_clusters"),
+    [
+        (disconnected(6, 60), 8),
+        (disconnected(20, 60), 24),
+        (disconnected(3, 400), 2),
+        (disconnected(2, 350), 4),
+        (ring(600), 5),  # eigenvalues that repeat within a component
+        (sparse.csr_array(np.ones((400, 400)) - np.eye(400)), 3),
+        (sparse.csr_array(sparse.block_diag([ring(310), np.zeros((4, 4))])), 3),
+    ],
+)
+def test_relative_cut_counts_every_eigenvalue_of_a_large_graph(graph, n_clusters):
+    labels = np.arange(graph.shape[0]) % n_clusters
+    degree = graph.sum(axis=1)
+    scale = 1 / np.sqrt(np.where(degree > 0, degree, 1))
+    laplacian = np.eye(len(degree)) - scale[:, None] * graph.toarray() * scale
+    further = np.linalg.eigvalsh(laplacian)[n_clusters : 2 * n_clusters].sum()
+    expected = balanced_cut(graph, labels, n_clusters, balance=0) / further
+    assert relative_cut(graph, labels, n_clusters) == pytest.approx(expected, rel=1e-6)

@@ -24,6 +24,7 @@ FOLDS = KFold(2, shuffle=True, random_state=0)
 
 # The checks sort a few random rows into eight clusters: some may well be emptied.
 @pytest.mark.filterwarnings("ignore:training collapsed:UserWarning")
+@pytest.mark.filterwarnings("ignore:only . of n_clusters:sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks([DiffusionEmbeddedClustering(timestep=50, pretrain_params={"epochs": 20})], legacy=True)
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)

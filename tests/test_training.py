@@ -674,7 +674,10 @@ def test_loss_that_is_not_finite_ends_the_training():
     embedder = Scripted([labels], nan_from=3)
     with pytest.warns(UserWarning, match="the loss became") as record:
         result = train(embedder, knn_graph(3 * np.eye(3)[labels], 1), np.array(labels), 3, SCRIPTED)
-    assert messages(record) == ["the loss became nan in epoch 3: keeping epoch 2"]
+    assert messages(record) == [
+        "training diverged in epoch 3, where the loss became nan: keeping epoch 2; "
+        f"lower learning_rate, which is {SCRIPTED.learning_rate:g}"
+    ]
     assert (result.n_epochs, result.best_epoch, int(embedder.module.epoch)) == (2, 2, 2)
     assert {len(values) for values in result.history.values()} == {3}
     assert np.isfinite(result.centers).all()
@@ -690,6 +693,22 @@ def test_steps_that_are_far_too_long_leave_a_finite_state():
     assert any("the loss became" in str(warning.message) for warning in record)
     assert np.isfinite(result.centers).all()
     assert embedder.embed_all().isfinite().all()
+
+
+@pytest.mark.parametrize(("n_clusters", "n_rows"), [(1, 60), (1, 2), (2, 3), (3, 60)])
+@pytest.mark.parametrize("max_epochs", [1, 3])
+def test_last_step_that_is_far_too_long_is_undone(n_clusters, n_rows, max_epochs):
+    h = blobs()[:n_rows]
+    embedder, labels = frozen(h), np.arange(n_rows) % n_clusters
+    config = TrainingConfig(learning_rate=1e38, batch_size=n_rows, max_epochs=max_epochs)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        result = train(embedder, knn_graph(h, 4), labels, n_clusters, config)
+    assert any("training diverged in epoch" in str(warning.message) for warning in record)
+    assert np.isfinite(result.centers).all()
+    assert embedder.embed_all().isfinite().all()
+    assert result.best_epoch == 0
+    assert_allclose(embedder.embed_all(), h, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("last", "warned"), [(1.05, False), (1.15, True)])

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from skdiec.backbones.config_files import read_json
 from skdiec.backbones.folders import LOCK_FILE, PARTIAL_FOLDER, reason, remove, replacing
 from skdiec.backbones.pixel import INDEX_FILE, RECIPE_FILE
 
@@ -96,10 +97,8 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     ValueError
         Where files cannot be read, or are damaged.
     """
-    from skdiec.backbones import _read_json
-
     if is_finished(folder):
-        request = _read_json(folder / RECIPE_FILE).get("request")
+        request = read_json(folder / RECIPE_FILE).get("request")
         return request if _is_request(request) else None
     if not (folder / CHECKPOINT_FILE).exists():
         return None

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder, replacing
 from skdiec.backbones.importing import ONE_AT_A_TIME
+from skdiec.backbones.networks import MAX_SIDE, check_network_config, new_network, sides
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -49,7 +51,13 @@ class PixelBackbone:
     Attributes
     ----------
     input_shape : tuple of int
-        ``(channels, height, width)`` that the network sees.
+        ``(channels, height, width)`` that the network sees: sides are rounded up to what its levels can halve.
+
+    Raises
+    ------
+    ValueError
+        For a network that can't be used (see `load_backbone`), and where its configuration, `image_shape`, `patch_size`
+        and `recipe` contradict each other.
     """
 
     def __init__(
@@ -61,23 +69,45 @@ class PixelBackbone:
         patch_size: int = 1,
         recipe: dict[str, Any] | None = None,
     ) -> None:
-        if network.class_embedding is not None:
-            raise ValueError(
-                "the backbone wants the class of each image (class_embed_type="
-                f"{network.config.class_embed_type!r}, num_class_embeds={network.config.num_class_embeds!r}), which "
-                "clustering does not know: take an unconditional one"
-            )
+        where = "the backbone's configuration"
+        config = check_network_config(network.config, where)
+        size = sides(config, where)
         self.network = network
         self.scheduler = scheduler
-        sides = _sides(network.config.sample_size)
-        if sides is None and image_shape is None:
-            raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
-        height, width = sides or (math.ceil(side / patch_size) for side in image_shape[1:])
-        channels = int(network.config.in_channels)
-        self.input_shape = (channels, height, width)
-        self.patch_size = patch_size
-        self.image_shape = image_shape or (channels // patch_size**2, height * patch_size, width * patch_size)
         self.recipe = dict(recipe or {})
+        channels = int(config["in_channels"])
+        where = "the backbone's recipe"
+        fields = Fields({**self.recipe, "patch_size": patch_size, "image_shape": image_shape}, where)
+        self.patch_size = patch_size = fields.integer("patch_size", 1, math.isqrt(channels))
+        if image_shape is not None:
+            image_shape = fields.integers("image_shape", 1, MAX_SIDE * patch_size, range(3, 4))
+        if size is None and image_shape is None:
+            raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
+        height, width = size or (math.ceil(side / patch_size) for side in image_shape[1:])
+        self.image_shape = image_shape or (channels // patch_size**2, height * patch_size, width * patch_size)
+        # What the network halves as often as it has levels must be even that often.
+        divisor = 2 ** (len(config["block_out_channels"]) - 1)
+        height, width = (divisor * math.ceil(side / divisor) for side in (height, width))
+        self.input_shape = (channels, height, width)
+        if self.image_shape[0] * patch_size**2 != channels:
+            raise ValueError(
+                f"{where}: image_shape {self.image_shape} and patch_size {patch_size} make "
+                f"{self.image_shape[0] * patch_size**2} channels, in_channels of the network is {channels}"
+            )
+        if self.image_shape[1] > height * patch_size or self.image_shape[2] > width * patch_size:
+            raise ValueError(
+                f"{where}: image_shape {self.image_shape} is larger than what the network sees, "
+                f"{(height * patch_size, width * patch_size)}"
+            )
+        last = self.num_train_timesteps - 1
+        if "settings" in self.recipe:
+            settings = {"max_timestep": last, **fields.mapping("settings")}
+            last = Fields(settings, where).integer("max_timestep", 0, last)
+        if config["time_embedding_type"] == "learned" and last >= config["num_train_timesteps"]:
+            raise ValueError(
+                f"the backbone's configuration: num_train_timesteps must be above the last timestep, {last}; got "
+                f"{config['num_train_timesteps']}"
+            )
 
     @property
     def num_train_timesteps(self) -> int:
@@ -142,6 +172,23 @@ class PixelBackbone:
         """Run the network: its output for each noisy image, in the scheduler's prediction type."""
         return self.network(x_t, timesteps, return_dict=False)[0]
 
+    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what the network was trained to predict, by the scheduler's prediction type.
+
+        Parameters
+        ----------
+        x0, noise, timesteps
+            As in `add_noise`.
+
+        Returns
+        -------
+        Tensor of shape (n, *input_shape)
+        """
+        kind = self.scheduler.config.prediction_type
+        if kind == "v_prediction":
+            return self.scheduler.get_velocity(x0, noise, timesteps)
+        return noise if kind == "epsilon" else x0
+
     def denoising_loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mean squared error of the network's prediction: the loss the model was pretrained with.
 
@@ -155,13 +202,7 @@ class PixelBackbone:
         Tensor of shape (), float32
         """
         prediction = self.predict(self.add_noise(x0, noise, timesteps), timesteps)
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            target = noise
-        elif kind == "v_prediction":
-            target = self.scheduler.get_velocity(x0, noise, timesteps)
-        else:  # "sample"
-            target = x0
+        target = self.target(x0, noise, timesteps)
         # A network with learned variances has twice the channels; the mean comes first.
         return F.mse_loss(prediction[:, : target.shape[1]].float(), target.float())
 
@@ -254,14 +295,11 @@ class PixelBackbone:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from diffusers import DDPMScheduler, UNet2DModel
+        with ONE_AT_A_TIME:
+            from diffusers import DDPMScheduler
 
-        with torch.random.fork_rng(devices=[]):  # diffusers draws weights that are then replaced
-            network = UNet2DModel.from_config(state["network_config"])
-        network.load_state_dict(state["weights"])
-        network.eval().requires_grad_(False)
         self.__init__(  # type: ignore[misc]
-            network,
+            new_network(state["network_config"], state["weights"], "of the pickle"),
             DDPMScheduler.from_config(state["scheduler_config"]),
             image_shape=state["image_shape"],
             patch_size=state["patch_size"],
@@ -293,12 +331,3 @@ def _cover(images: Tensor, height: int, width: int) -> Tensor:
     images = F.interpolate(images, size=cover, mode="bicubic", antialias=True).clamp(-1, 1)
     top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
     return images[:, :, top : top + height, left : left + width]
-
-
-def _sides(sample_size: int | tuple[int, int] | list[int] | None) -> tuple[int, int] | None:
-    if sample_size is None:
-        return None
-    if isinstance(sample_size, int):
-        return sample_size, sample_size
-    height, width = sample_size
-    return int(height), int(width)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +36,9 @@ from skdiec.backbones.folders import as_folder, locked
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.pixel import PixelBackbone
 from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, as_real, new_network, resolve_settings, shown
-from skdiec.images import FileImages, ImageSource, as_image_source
+from skdiec.images import ImageSource, as_image_source
+from skdiec.parallel import library_defaults
 from skdiec.seeding import drawing_from_seed
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -179,8 +177,7 @@ def pretrain(
     )
     if folder is not None:
         check_is_ours(folder)
-    if isinstance(source, FileImages):
-        source = source.in_memory()
+    source = source.in_memory()
     if folder is None:
         return _train(source, settings, device, verbose=bool(verbose))
 
@@ -219,7 +216,7 @@ def _as_found(settings: Settings, found: dict[str, Any] | None, *, any_precision
 
 
 def _load(folder: Path) -> PixelBackbone:
-    from skdiec.backbones import load_backbone
+    from skdiec.backbones.loading import load_backbone
 
     logger.info("loading the backbone that was trained before in %s", folder)
     return load_backbone(folder)
@@ -285,8 +282,7 @@ def _train(
     *,
     verbose: bool,
 ) -> PixelBackbone:
-    # Whatever modes the caller computes in.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with library_defaults():
         training = _Training(source, settings, device)
         if folder is not None and (folder / CHECKPOINT_FILE).exists():
             training.resume(folder)

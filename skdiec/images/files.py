@@ -1,148 +1,223 @@
-"""Images of files: which files, in which order, and how each is decoded."""
+"""Images of files: which files, in which order, read by several threads."""
 
 from __future__ import annotations
 
-import math
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from skdiec.images.arrays import ArrayImages
-from skdiec.images.source import ImageFormat, ImageSource
+from skdiec.images.decoding import ImageKind, read_image, read_kind, readable_suffixes, value_extent
+from skdiec.images.pictures import DecodedImages, common_format
+from skdiec.images.source import ImageFormat
 
-FILE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""Suffixes (lower case) of the files that a folder of images is searched for."""
+logger = logging.getLogger(__name__)
 
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"})
+UNREAD_SUFFIXES = frozenset(
+    {".ai", ".arw", ".avif", ".cr2", ".cr3", ".czi", ".dcm", ".dng", ".emf", ".eps", ".exr", ".heic", ".heif", ".hif"}
+    | {".jp2", ".jxl", ".lif", ".nd2", ".nef", ".orf", ".pef", ".raf", ".rw2", ".svg", ".svgz", ".webp", ".wmf", ".xcf"}
+)
+"""Suffixes of images that are told of where Pillow, as it is installed, does not read them."""
+
+QUIET_SECONDS = 2.0
+PROGRESS_SECONDS = 5.0
+"""After how long the progress of reading headers is logged, and how often then."""
+
+_FILES_AT_ONCE = 256
+_JUNK_FOLDERS = {"__MACOSX", "@eaDir"}  # previews and metadata that archives and network disks add
 
 
-class FileImages(ImageSource):
-    """Image files, opened when read; see `as_image_source`."""
+class FileImages(DecodedImages):
+    """Image files, opened when read, by several threads; see `as_image_source`.
 
-    def __init__(self, paths: Sequence[Path], shape: tuple[int, int, int]) -> None:
-        super().__init__(ImageFormat(shape, (0.0, 255.0)))
+    Parameters
+    ----------
+    paths : sequence of Path
+        In the order of the images.
+    format : ImageFormat
+        With 1 or 3 channels.
+    dtype : dtype, default="uint8"
+        That holds the values of all files.
+
+    Attributes
+    ----------
+    paths : list of Path
+    """
+
+    def __init__(self, paths: Sequence[Path], format: ImageFormat, dtype: np.dtype | str = "uint8") -> None:
+        super().__init__(format, dtype)
         self.paths = list(paths)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, rows: slice | NDArray[np.integer]) -> NDArray[np.float32]:
-        """Open, convert and scale some images."""
-        # Scaled by the same code as `in_memory`, so that both give the same bits.
-        return ArrayImages(self._read_bytes(rows), self.format).read(slice(None))
-
-    def in_memory(self, max_bytes: int = 2**30) -> ImageSource:
-        """Decode all files once, where the result takes at most `max_bytes`.
-
-        Returns
-        -------
-        ImageSource
-            uint8 images in memory, or this source where they would take more.
-        """
-        if len(self) * math.prod(self.shape) > max_bytes:
-            return self
-        return ArrayImages(self._read_bytes(slice(None)), self.format)
-
-    def _read_bytes(self, rows: slice | NDArray[np.integer]) -> NDArray[np.uint8]:
+    def _read_pixels(self, rows: slice | NDArray[np.integer]) -> NDArray:
         paths = self.paths[rows] if isinstance(rows, slice) else [self.paths[row] for row in rows]
-        images = np.empty((len(paths), *self.shape), dtype=np.uint8)
-        for image, path in zip(images, paths, strict=True):
-            image[...] = _read_file(path, self.shape)
+        images = np.empty((len(paths), *self.shape), dtype=self.dtype)
+
+        def read(index: int) -> None:
+            images[index] = read_image(paths[index], self.shape, self.format.value_range)
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(read, range(len(paths))):  # raises the error of the first file that has one
+                pass
         return images
 
     def _hash_content(self, digest: Any) -> None:
         for path in self.paths:
-            status = path.stat()
-            digest.update(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+            with told_of(path):
+                status = path.stat()
+            # Names may hold anything but the zero byte.
+            digest.update(os.fsencode(os.path.realpath(path)))
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
 
 
-def is_paths(X: Any) -> bool:
-    """Tell whether X is a folder or a sequence of paths, rather than numbers."""
-    if isinstance(X, (str, os.PathLike)):
-        return True
-    if not isinstance(X, (list, tuple)):
-        dtype = getattr(X, "dtype", None)
-        if getattr(X, "ndim", 0) != 1 or not (getattr(dtype, "kind", "") in ("U", "O", "T") or "str" in str(dtype)):
-            return False
-    return len(X) > 0 and all(isinstance(item, (str, os.PathLike)) for item in X)
+def file_images(
+    paths: Sequence[Path],
+    image_shape: tuple[int, ...] | None,
+    value_range: tuple[float, float] | None,
+    file_shape: Callable[[], tuple[int, int, int]] | None,
+    like: ImageFormat | None,
+) -> FileImages:
+    """Make a source of files, from their headers.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    image_shape, value_range, file_shape, like
+        As in `skdiec.images.pictures.common_format`.
+
+    Returns
+    -------
+    FileImages
+    """
+    with closing(_kinds(paths)) as kinds:
+        found = common_format(
+            kinds,
+            lambda row: str(paths[row]),
+            lambda row: value_extent(paths[row]),
+            image_shape,
+            value_range,
+            file_shape,
+            like,
+        )
+    return FileImages(paths, *found)
 
 
-def as_paths(X: Any) -> list[Path] | None:
-    """Return the image files that X names, or None where X is not paths."""
-    if not is_paths(X):
-        return None
+def as_paths(X: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+    """Return the image files of a folder, or those that a sequence names."""
     if isinstance(X, (str, os.PathLike)):
         folder = Path(X)
-        if folder.is_file():
+        if os.path.isfile(folder):
             raise ValueError(f"X must be a folder or a list of image files; {folder} is one file: pass [path]")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise ValueError(f"X must be a folder of images: there is no folder {folder}")
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILE_SUFFIXES and path.is_file())
-        if not paths:
-            raise ValueError(
-                f"X must be a folder with images, but {folder} has no {', '.join(sorted(FILE_SUFFIXES))} file"
-            )
-        return paths
+        return _files_of(folder)
     paths = [Path(item) for item in X]
-    missing = next((path for path in paths if not path.is_file()), None)
+    missing = next((path for path in paths if not os.path.isfile(path)), None)
     if missing is not None:
-        raise ValueError(f"X must name image files: there is no file {missing}")
+        problem = f"{missing} is no regular file" if os.path.exists(missing) else f"there is no file {missing}"
+        raise ValueError(f"X must name image files: {problem}")
     return paths
 
 
-def common_file_shape(paths: Sequence[Path]) -> tuple[int, int, int]:
-    """Return the shape all files share, from their headers."""
-    sizes: dict[tuple[int, int], Path] = {}
-    grey = True
-    for path in paths:
-        with _opened(path) as image:
-            # An orientation tag may swap the sides; 5 to 8 are the turned ones.
-            width, height = image.size[::-1] if image.getexif().get(0x0112) in (5, 6, 7, 8) else image.size
-            sizes.setdefault((height, width), path)
-            grey = grey and image.mode in _GREY_MODES
-        if len(sizes) > 1:
-            (one, first), (two, second) = sizes.items()
-            raise ValueError(
-                "image_shape must be stated for files of several sizes (height, width): "
-                f"{first} has {one}, {second} has {two}"
-            )
-    ((height, width),) = sizes
-    return (1 if grey else 3, height, width)
+def _files_of(folder: Path) -> list[Path]:
+    """Return the image files of a folder and its subfolders, sorted as strings; warn of what is left out."""
+    found: list[str] = []
+    left_out: Counter[str] = Counter()
+    read: set[str] = set()
+    # With the real path of each. Links come last: a folder that has a name of its own is read under that.
+    pending, links = [(str(folder), os.path.realpath(folder))], []
+    while pending or links:
+        if pending:
+            path, real = pending.pop()
+        else:
+            links.sort(reverse=True)
+            path = links.pop()
+            real = os.path.realpath(path)
+        if real in read:
+            left_out["linked subfolders that are read already"] += 1
+            continue
+        read.add(real)
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    role = _role(entry)
+                    if role == "image":
+                        found.append(entry.path)
+                    elif role == "folder":
+                        pending.append((entry.path, os.path.join(real, entry.name)))
+                    elif role == "linked folder":
+                        links.append(entry.path)
+                    elif role == "hidden folder":
+                        left_out["hidden images"] += _count_images(entry.path)
+                    elif role:
+                        left_out[role] += 1
+        except OSError as error:
+            if path == str(folder):
+                raise ValueError(f"X must be a folder of images, but {folder} cannot be read: {error}") from error
+            left_out["subfolders that cannot be read"] += 1
+    told = "; ".join(f"{what}: {count}" for what, count in sorted(left_out.items()) if count)
+    if not found:
+        raise ValueError(
+            f"X must be a folder with images, but {folder} has no file with a suffix such as .jpg, .png or .tif"
+            + (f" (left out: {told})" if told else "")
+        )
+    if told:
+        warnings.warn(f"X: of the folder {folder}, {len(found)} images are read. Left out: {told}", stacklevel=2)
+    return [Path(path) for path in sorted(found)]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file. What fails inside names the file: on damaged files, Pillow raises errors of many types."""
+def _role(entry: os.DirEntry) -> str:
+    """Return what a folder's entry is to us: "image", a folder, a reason to leave out what may be images, or ""."""
+    is_image = _suffix(entry.name) in readable_suffixes()
+    is_hidden = entry.name.startswith(".") or entry.name in _JUNK_FOLDERS
     try:
-        with Image.open(path) as image:
-            yield image
-    except Exception as error:
-        raise ValueError(f"cannot read the image file {path}: {error}") from error
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError:  # a link to itself
+        is_folder = is_file = False
+    if is_hidden:
+        return "hidden folder" if is_folder else "hidden images" if is_image and is_file else ""
+    if is_folder:
+        return "linked folder" if entry.is_symlink() else "folder"
+    if is_file:
+        is_unread = _suffix(entry.name) in UNREAD_SUFFIXES
+        return "image" if is_image else f"{_suffix(entry.name)} files, which are not read" if is_unread else ""
+    if entry.is_symlink():
+        return "broken links"
+    return "images that are no regular files" if is_image else ""
 
 
-def _read_file(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return one file as uint8 ``(channels, height, width)``."""
-    channels, height, width = shape
-    if channels not in (1, 3):
-        raise ValueError(f"image files are read with 1 or 3 channels, but {channels} are wanted")
-    with _opened(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F":
-            raise ValueError("floating-point pixels have no known range")
-        if image.mode.startswith("I"):
-            # 16-bit grey: Pillow's own conversion to 8 bits would clip, not scale.
-            grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-            image = Image.fromarray((grey // 257).astype(np.uint8))
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # straight to RGB, Pillow warns of what it drops
-        image = image.convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-        pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
+def _count_images(folder: str) -> int:
+    """Return how many names directly in a folder are those of images."""
+    try:
+        return sum(_suffix(name) in readable_suffixes() for name in os.listdir(folder))
+    except OSError:
+        return 0
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _kinds(paths: Sequence[Path]) -> Iterator[ImageKind]:
+    """Yield what the header of each file says, and log the progress where it takes long."""
+    readable_suffixes()  # Pillow's formats are to be known before threads ask for them
+    told = time.monotonic() + QUIET_SECONDS - PROGRESS_SECONDS
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), _FILES_AT_ONCE):
+            block = paths[start : start + _FILES_AT_ONCE]
+            yield from pool.map(read_kind, block)
+            now = time.monotonic()
+            if now - told >= PROGRESS_SECONDS:
+                told = now
+                logger.info("read the headers of %s of %s files", f"{start + len(block):,}", f"{len(paths):,}")

@@ -27,11 +27,47 @@ class ImageFormat:
     is_table : bool
         True when two-dimensional input came without an ``image_shape``. Its value range is then
         that of the training rows, and new rows may lie outside it.
+    kind : str or None
+        What numbers the images hold: ``"uint8"`` (image files of 8 bits too), ``"bool"``, ``"integer"`` or ``"float"``.
+        None for a table, whose numbers are not told apart.
     """
 
     shape: tuple[int, int, int]
     value_range: tuple[float, float]
     is_table: bool = False
+    kind: str | None = "uint8"
+
+    def check_table(self, is_table: bool, name: str) -> None:
+        """Raise ValueError where this is the format of a table and later input is images, or the reverse."""
+        if self.is_table != is_table:
+            one, other = ("a table", "images") if self.is_table else ("images", "a table")
+            raise ValueError(f"X must be {one}, as what the estimator was fitted on; got {other} ({name})")
+
+    def check_later(self, later: ImageFormat, name: str, *, is_stated: bool) -> None:
+        """Raise ValueError where later input cannot be read as what this is the format of.
+
+        Parameters
+        ----------
+        later : ImageFormat
+            The format that the input would be read with on its own.
+        name : str
+            What the input is, for the message.
+        is_stated : bool
+            Its range is one that the user stated, whatever its kind.
+        """
+        self.check_table(later.is_table, name)
+        if later.shape != self.shape:
+            raise ValueError(
+                f"X has images of shape {later.shape} (channels, height, width), "
+                f"but the estimator was fitted on {self.shape}"
+            )
+        if later.kind != self.kind and not is_stated:
+            low, high = self.value_range
+            raise ValueError(
+                f"value_range must be stated for this X ({name}): the estimator was fitted on images of another type "
+                f"({self.kind}), with black at {low:g} and white at {high:g}. "
+                "Convert X to that type, or set value_range to what black and white are in X"
+            )
 
 
 class ImageSource(abc.ABC):
@@ -70,8 +106,22 @@ class ImageSource(abc.ABC):
             Values in [-1, 1] (a table's new rows may lie outside).
         """
 
+    def in_memory(self, max_bytes: int = 2**30) -> ImageSource:
+        """Read or decode all images once, where the result takes at most `max_bytes`.
+
+        Returns
+        -------
+        ImageSource
+            Images in memory, or this source where they would take more or are there already.
+        """
+        return self
+
     def fingerprint(self) -> str:
-        """Return a hash of the images and of their format, as a cache key."""
+        """Return a hash of the images and of their format, as a cache key.
+
+        It is that of the values, wherever they lie; all are read for it. Of image files it is that of name, size and
+        time.
+        """
         digest = hashlib.sha256(repr(self.format).encode())
         self._hash_content(digest)
         return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""A guard against backbones that do not fit the images: how much of its task a network solves on them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skdiec.activations import evaluating
+from skdiec.backbones.pixel import PixelBackbone
+from skdiec.images import ImageSource
+
+logger = logging.getLogger(__name__)
+
+_RATIOS = (0.176, 0.522, 1.591)
+"""Noise to signal at which networks are looked at: that of timesteps 50, 150 and 350 of a DDPM's linear schedule."""
+
+_N_IMAGES = 256
+_BATCH_SIZE = 32
+
+
+def check_share_explained(backbone: PixelBackbone, source: ImageSource, *, seed: int = 0) -> dict[int, float]:
+    """Measure the share explained (see `share_explained`), log it, and warn where it is negative.
+
+    Parameters
+    ----------
+    backbone, source, seed
+        As in `share_explained`.
+
+    Returns
+    -------
+    dict of int to float
+
+    Warns
+    -----
+    UserWarning
+        Where the share is negative at any timestep.
+    """
+    shares = share_explained(backbone, source, seed=seed)
+    numbers = ", ".join(f"{share:.2f} at timestep {timestep}" for timestep, share in shares.items())
+    logger.info("share explained of these images: %s", numbers)
+    if any(share < 0 for share in shares.values()):
+        warnings.warn(
+            f"the backbone denoises these images worse than a straight line does: share explained {numbers} (1 is "
+            "perfect). Either value_range is not what black and white are in X, or the backbone has the noise schedule "
+            "or the prediction_type of another network, or it was trained on other images or images scaled otherwise, "
+            "or too little",
+            stacklevel=2,
+        )
+    return shares
+
+
+def share_explained(backbone: PixelBackbone, source: ImageSource, *, seed: int = 0) -> dict[int, float]:
+    """Measure how much better than a straight line a network denoises images.
+
+    The share explained is ``1 - L / L_line``. L is the mean squared error of the network's prediction, L_line that of
+    the best ``a * x_t + b``, with the same two numbers for all pixels. The share is 1 for a perfect network and 0 for
+    one that knows no more of the images than brightness and contrast. It is negative for most networks that are used
+    otherwise than they were trained.
+
+    Parameters
+    ----------
+    backbone : PixelBackbone
+    source : ImageSource
+        256 of its images are drawn, or all where there are fewer.
+    seed : int, default=0
+        Seeds images and noise.
+
+    Returns
+    -------
+    dict of int to float
+        The share at each timestep: those whose noise is nearest to that of timesteps 50, 150 and 350 of a DDPM's linear
+        schedule, up to the highest timestep trained on. NaN where images have no contrast at all, minus infinity where
+        predictions are not numbers.
+    """
+    chosen = np.random.default_rng(seed).choice(len(source), min(len(source), _N_IMAGES), replace=False)
+    rows = np.sort(chosen)
+    generator = torch.Generator().manual_seed(seed)
+    sums = {timestep: np.zeros(7) for timestep in _timesteps(backbone)}
+    with evaluating(backbone.network), torch.inference_mode():
+        for start in range(0, len(rows), _BATCH_SIZE):
+            images = torch.from_numpy(source.read(rows[start : start + _BATCH_SIZE])).to(backbone.device)
+            x0 = backbone.prepare(images)
+            for timestep in sums:
+                sums[timestep] += _sums(backbone, x0, timestep, generator)
+    return {timestep: _share(*values) for timestep, values in sums.items()}
+
+
+def _timesteps(backbone: PixelBackbone) -> list[int]:
+    """Return the timesteps whose noise levels are nearest to those wanted, each once."""
+    abar = backbone.scheduler.alphas_cumprod[: backbone.max_timestep + 1].double().cpu().numpy()
+    with np.errstate(divide="ignore"):
+        levels = np.log((1 - abar) / abar) / 2
+    # A level without noise, or without signal, is infinitely far from any.
+    levels[~np.isfinite(levels)] = np.inf
+    return sorted({int(np.abs(levels - math.log(ratio)).argmin()) for ratio in _RATIOS})
+
+
+def _sums(backbone: PixelBackbone, x0: torch.Tensor, timestep: int, generator: torch.Generator) -> NDArray[np.float64]:
+    """Return the sums over pixels that the share follows from."""
+    timesteps = torch.full((len(x0),), timestep, dtype=torch.long, device=x0.device)
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    x_t = backbone.add_noise(x0, noise, timesteps)
+    target = backbone.target(x0, noise, timesteps)
+    prediction = backbone.predict(x_t, timesteps)[:, : target.shape[1]]
+    x, y, error = (tensor.flatten().cpu().double() for tensor in (x_t, target, prediction - target))
+    return np.array([len(x), error @ error, x.sum(), y.sum(), x @ x, x @ y, y @ y], dtype=np.float64)
+
+
+def _share(n: float, error: float, x: float, y: float, xx: float, xy: float, yy: float) -> float:
+    """Return 1 minus the ratio of the network's squared error to that of the regression line of y on x."""
+    variance, covariance, spread = xx - x * x / n, xy - x * y / n, yy - y * y / n
+    residual = spread - covariance**2 / variance if variance > 0 else spread
+    if residual <= 1e-6 * yy:
+        return math.nan
+    return -math.inf if math.isnan(error) else float(1 - error / residual)
