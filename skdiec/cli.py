@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skdiec.backbones import pretrain as train_backbone
+from skdiec.backbones.checkpoints import CHECKPOINT_FILE
 from skdiec.datasets import DATASETS, load_dataset
 
 CHECKSUM_FILE = "SHA256SUMS"
@@ -24,9 +27,15 @@ def main() -> None:
 
 @app.command()
 def pretrain(
-    images: Annotated[str, typer.Argument(help=f"Folder of images, or a data set: {', '.join(DATASETS)}.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help=f"Folder of images, or a data set: {', '.join(DATASETS)}. Where a file or folder has the name of a "
+            "data set, write ./NAME for it, or add --data for the data set."
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(help="Where the backbone goes; a stopped training goes on there.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with the data set, instead of a download.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder to take the data set from, instead of a download.")] = None,
     image_shape: Annotated[str | None, typer.Option(help="HEIGHT,WIDTH that image files are scaled to.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
@@ -43,29 +52,64 @@ def pretrain(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Train a compact diffusion model on unlabelled images, and save it as a diffusers pipeline."""
-    settings = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "channels": _numbers("channels", channels),
-        "layers_per_block": layers_per_block,
-        "patch_size": patch_size,
-        "max_timestep": max_timestep,
-        "image_shape": _numbers("image-shape", image_shape),
-        "device": device,
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
+    with _errors_in_one_line(folder):
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "channels": _numbers("channels", channels),
+            "layers_per_block": layers_per_block,
+            "patch_size": patch_size,
+            "max_timestep": max_timestep,
+            "image_shape": _numbers("image-shape", image_shape),
+            "device": device,
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        X = load_dataset(images, data).images if _is_dataset(images, data) else images
+        recipe = train_backbone(X, folder, dtype=dtype, random_state=seed, verbose=not quiet, **given).recipe
+        typer.echo(_write_checksum(folder))
+        typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
+
+
+@contextmanager
+def _errors_in_one_line(folder: Path) -> Iterator[None]:
+    """Tell of the errors that users can do something about, and end with 2 (wrong arguments), 1 or 130 (Ctrl-C)."""
     try:
-        X = load_dataset(images, data).images if images in DATASETS else images
-        backbone = train_backbone(X, folder, dtype=dtype, random_state=seed, verbose=not quiet, **given)
-    except (ValueError, FileNotFoundError) as error:
-        raise typer.BadParameter(str(error)) from error
+        yield
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+        message, code = str(error), 2
+    except (OSError, FloatingPointError) as error:
+        message, code = str(error), 1
+    except KeyboardInterrupt:
+        goes_on = "goes on from its last checkpoint" if (folder / CHECKPOINT_FILE).exists() else "begins again"
+        message, code = f"stopped; the same command {goes_on}", 130
+    else:
+        return
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+def _is_dataset(images: str, data: Path | None) -> bool:
+    if images not in DATASETS:
+        if data is not None:
+            raise ValueError(f"--data goes with a data set ({', '.join(DATASETS)}); got {images!r}")
+        return False
+    if data is None and Path(images).exists():
+        raise ValueError(
+            f"{images} is a data set, and there is a file or folder of that name: write ./{images} for the file or "
+            "folder, or add --data for the data set"
+        )
+    return True
+
+
+def _write_checksum(folder: Path) -> str:
     weights = next((folder / "unet").glob("*.safetensors"))
-    checksum = f"{hashlib.sha256(weights.read_bytes()).hexdigest()}  {weights.relative_to(folder)}"
-    (folder / CHECKSUM_FILE).write_text(checksum + "\n")
-    typer.echo(checksum)
-    recipe = backbone.recipe
-    typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
+    with weights.open("rb") as file:
+        checksum = f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {weights.relative_to(folder).as_posix()}"
+    path = folder / CHECKSUM_FILE
+    if not path.exists() or path.read_text() != checksum + "\n":  # a finished folder may be read-only
+        path.write_text(checksum + "\n")
+    return checksum
 
 
 def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
@@ -74,7 +118,7 @@ def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"--{name} must be whole numbers with commas between; got {text!r}") from error
+        raise ValueError(f"--{name} must be whole numbers with commas between; got {text!r}") from error
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
+import skdiec
 from skdiec.backbones import load_backbone
 from skdiec.cli import app
+from skdiec.datasets import DATASETS
 
 
 @pytest.fixture
 def run():
     def run(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
-        # Errors come in a box, whose lines may break anywhere.
-        return result.exit_code, re.sub(r"[\s│]+", " ", result.output)
+        return result.exit_code, re.sub(r"\s+", " ", result.output)
 
     return run
 
@@ -67,12 +74,100 @@ def test_pretrain_takes_a_known_data_set_from_a_folder(tmp_path, run):
         (["nowhere"], "there is no folder nowhere"),
         (["usps", "--data", "nowhere"], "folder must hold usps.npz or usps_jpeg.npz"),
         (["digits", "--channels", "8,x"], "--channels must be whole numbers with commas between; got '8,x'"),
+        (["nowhere", "--data", "."], "--data goes with a data set (digits, usps, mnist, fashion_mnist, cifar10); got"),
         (["digits", "--epochs", "0"], "epochs must be an int of at least 1; got 0"),
         (["digits", "--dtype", "int8"], "dtype must be 'float32' or 'bfloat16'; got 'int8'"),
     ],
 )
-def test_wrong_arguments_are_told_of(tmp_path, run, arguments, message):
-    code, output = run("pretrain", arguments[0], tmp_path / "backbone", *arguments[1:])
-    assert code == 2
-    assert message in output
+def test_wrong_arguments_are_told_of_in_one_line(tmp_path, arguments, message):
+    arguments = [arguments[0], str(tmp_path / "backbone"), *arguments[1:]]
+    result = CliRunner().invoke(app, ["pretrain", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
     assert not (tmp_path / "backbone" / "skdiec.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device"), 1, "Error: [Errno 28] No space left on device"),
+        (FloatingPointError("pretraining diverged"), 1, "Error: pretraining diverged"),
+        (ImportError("needs\n\nsomething"), 2, "Error: needs something"),
+        (TypeError("of another kind"), 2, "Error: of another kind"),
+        (KeyboardInterrupt(), 130, "Error: stopped; the same command begins again"),
+    ],
+)
+def test_failures_are_told_of_in_one_line(error, code, message, tmp_path, images, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("skdiec.cli.train_backbone", fail)
+    result = CliRunner().invoke(app, ["pretrain", str(images), str(tmp_path / "backbone")])
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"{message}\n")
+
+
+def test_mistakes_of_ours_are_not_hidden(tmp_path, images, monkeypatch):
+    monkeypatch.setattr("skdiec.cli.train_backbone", lambda *_, **__: {}["missing"])
+    result = CliRunner().invoke(app, ["pretrain", str(images), str(tmp_path / "backbone")])
+    assert isinstance(result.exception, KeyError)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("kind", [Path.mkdir, Path.touch])
+def test_data_set_beside_a_file_or_folder_of_its_name_is_ambiguous(name, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kind(tmp_path / name)
+    result = CliRunner().invoke(app, ["pretrain", name, "backbone"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"Error: {name} is a data set, and there is a file or folder of that name: write ./{name} for the file or "
+        "folder, or add --data for the data set\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_ambiguous_name_can_be_said_either_way(tmp_path, images, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images.rename(tmp_path / "usps")
+    np.savez(tmp_path / "usps.npz", X=np.zeros((5, 16, 16), dtype=np.uint8), y=np.zeros(5))
+    options = ["--epochs", 1, "--channels", "8", "--quiet"]
+    for arguments, expected in ((["./usps", "a"], [1, 4, 4]), (["usps", "b", "--data", "."], [1, 16, 16])):
+        code, output = run("pretrain", *arguments, *options)
+        assert code == 0, output
+        assert json.loads((tmp_path / arguments[1] / "skdiec.json").read_text())["image_shape"] == expected
+
+
+def test_finished_folder_that_is_read_only_is_no_error(tmp_path, images, run, monkeypatch):
+    options = ["--epochs", 1, "--channels", "8", "--quiet"]
+    first = run("pretrain", images, tmp_path / "backbone", *options)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("mkdir", "unlink", "replace", "touch", "write_text"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert run("pretrain", images, tmp_path / "backbone", *options) == first
+    assert first[0] == 0
+
+
+def start(images, folder, *options):
+    environment = {**os.environ, "PYTHONPATH": str(Path(skdiec.__file__).parents[1])}
+    command = [sys.executable, "-m", "skdiec.cli", "pretrain", str(images), str(folder), "--channels", "8", *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_waiting_and_ctrl_c_are_told_of_without_a_traceback(tmp_path, images):
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    (folder / "training.safetensors").write_bytes(b"that of another call")
+    with FileLock(folder / ".lock"):
+        process = start(images, folder)
+        waiting = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    assert waiting == f"waiting for another call that trains a backbone in {folder}\n"
+    assert rest == "Error: stopped; the same command goes on from its last checkpoint\n"
+    assert process.returncode == 130

@@ -513,7 +513,7 @@ def test_memory_tells_functions_of_one_name_apart(make_model, images, work, tmp_
 def test_memory_keeps_one_backbone_for_each_precision(make_model, images, work, tmp_path, monkeypatch):
     settings = {**AUTO, "pretrain_params": {**AUTO["pretrain_params"], "precision": "auto"}}
     for native in (False, True):  # two machines that share the folder
-        monkeypatch.setattr(pretraining, "_has_native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr("skdiec.backbones.settings.has_native_bf16", lambda device, native=native: native)
         for _ in range(2):
             make_model(**settings, memory=str(tmp_path)).fit(images)
     assert work["pretraining"] == 2

@@ -3,10 +3,12 @@ import json
 import logging
 import math
 import os
-import signal
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,8 @@ from PIL import Image
 from torch.nn.utils import vector_to_parameters
 
 import skdiec
-from skdiec.backbones import PixelBackbone, load_backbone, pretrain, pretraining, untrained_backbone
+from skdiec.backbones import PixelBackbone, load_backbone, pretrain, pretraining, settings, untrained_backbone
+from skdiec.backbones.settings import resolve_settings
 from skdiec.images import FileImages, as_image_source
 
 # Twenty plain images, each of its own brightness: three steps an epoch, the last one ragged.
@@ -35,6 +38,7 @@ SETTINGS = {
     "random_state": 0,
 }
 STEPS = 12
+ONE_EPOCH = {**SETTINGS, "epochs": 1}
 
 
 def train(X=IMAGES, folder=None, **settings):
@@ -45,6 +49,11 @@ def result(backbone):
     """All that a training yields but its duration."""
     recipe = {name: value for name, value in backbone.recipe.items() if name not in ("seconds", "request")}
     return backbone.fingerprint(), recipe
+
+
+def run_script(script):
+    environment = {**os.environ, "PYTHONPATH": str(Path(skdiec.__file__).parents[1])}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
 
 
 def flat(tensors):
@@ -170,7 +179,7 @@ def test_weights_are_rounded_to_the_type_they_are_saved_in(tmp_path, uninterrupt
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine(steps):
     train(epochs=14, learning_rate=0.5, channels=(2,))
-    progress = np.arange(1, 43) / 42
+    progress = (np.arange(42) + 0.5) / 42  # the middle of each step
     cosine = 0.25 * (1 + np.cos(np.pi * (progress - 0.05) / 0.95))
     assert_allclose(steps.lr, np.where(progress < 0.05, 0.5 * progress / 0.05, cosine), atol=1e-12)
 
@@ -250,6 +259,20 @@ def test_recorded_loss_is_the_mean_over_the_images_of_an_epoch(monkeypatch):
     assert train().recipe["loss"] == pytest.approx(expected)
 
 
+def test_a_single_step_trains():
+    source = as_image_source(IMAGES[:8])
+    x0 = torch.from_numpy(source.read(np.arange(8)).copy())
+    timesteps = torch.arange(0, 400, 50)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    initial = untrained_backbone(source, **{**SETTINGS, "epochs": 1})
+    trained = train(source, epochs=1)
+    assert trained.recipe["steps"] == 1
+    pairs = zip(initial.network.parameters(), trained.network.parameters(), strict=True)
+    assert all(not torch.equal(before, after) for before, after in pairs)
+    losses = [backbone.denoising_loss(x0, noise, timesteps).item() for backbone in (trained, initial)]
+    assert losses[0] < losses[1] - 0.01
+
+
 # Settings
 
 
@@ -260,6 +283,62 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(uninterrupted,
     seeds = [train(epochs=1, random_state=None).recipe["settings"]["seed"] for _ in range(2)]
     assert seeds[0] != seeds[1]
     assert train(epochs=1, random_state=seeds[0]).recipe["settings"]["seed"] == seeds[0]
+
+
+def test_numbers_may_be_numpys(uninterrupted):
+    settings = {
+        "channels": np.array([8], dtype=np.int16),
+        "epochs": np.uint8(4),
+        "batch_size": np.int64(8),
+        "random_state": np.uint32(0),
+        "layers_per_block": np.int8(1),
+        "patch_size": np.int32(1),
+        "max_timestep": np.int64(400),
+        "learning_rate": Fraction(1, 500),
+        "ema_decay": np.float64(0.999),
+        "checkpoint_seconds": np.float32(60),
+        "verbose": np.False_,
+    }
+    assert result(train(**settings)) == uninterrupted
+
+
+def test_weights_are_the_same_in_several_threads(tmp_path, uninterrupted, rng_untouched):
+    folders = [None, None, tmp_path / "shared", tmp_path / "shared"]
+    with rng_untouched(), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda folder: result(train(folder=folder)), folders))
+    assert found == [uninterrupted] * 4
+
+
+def test_threads_may_be_the_first_to_use_diffusers():
+    script = f"""
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np, torch
+from skdiec import pretrain
+torch.set_num_threads(1)
+images = np.repeat(np.arange(20, dtype=np.uint8) * 12, 16).reshape(20, 4, 4)
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda _: pretrain(images, **{ONE_EPOCH!r}).fingerprint(), range(4)))
+print(len(set(found)))
+"""
+    done = run_script(script)
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_do_not_depend_on_torchs_modes(mode, precision):
+    expected = result(train(precision=precision))
+    with MODES[mode]():
+        backbone = train(precision=precision)
+    assert result(backbone) == expected
 
 
 @pytest.mark.parametrize(
@@ -348,11 +427,11 @@ def test_default_epochs_follow_the_number_of_images(n_images, epochs):
         def __len__(self):
             return n_images
 
-    names = set(inspect.signature(pretraining._resolve_settings).parameters) - {"source"}
+    names = set(inspect.signature(resolve_settings).parameters) - {"source"}
     defaults = {name: inspect.signature(pretrain).parameters[name].default for name in names}
-    settings = pretraining._resolve_settings(Many(), **defaults)
-    assert (settings.epochs, settings.batch_size) == (epochs, 64)
-    assert (settings.learning_rate, settings.ema_decay) == (2e-3, 0.999)
+    found = resolve_settings(Many(), **defaults)
+    assert (found.epochs, found.batch_size) == (epochs, 64)
+    assert (found.learning_rate, found.ema_decay) == (2e-3, 0.999)
 
 
 @pytest.mark.parametrize(
@@ -367,50 +446,6 @@ def test_precision_is_that_of_the_network_in_training(precision, native, resolve
     assert next(backbone.network.parameters()).dtype == torch.float32
     assert (backbone.fingerprint() == uninterrupted[0]) == (resolved == "fp32")
     assert backbone.recipe["loss"] == pytest.approx(uninterrupted[1]["loss"], rel=0.02)
-
-
-def test_native_bfloat16_is_asked_of_the_hardware(monkeypatch):
-    for capabilities, expected in [({}, False), ({"avx512_bf16": False}, False), ({"amx_bf16": True}, True)]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-        assert pretraining._has_native_bf16(torch.device("cpu")) == expected
-    for capability in [(7, 5), (8, 0), (9, 0)]:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert pretraining._has_native_bf16(torch.device("cuda")) == (capability >= (8, 0))
-    assert not pretraining._has_native_bf16(torch.device("meta"))
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "emulated"),
-    [
-        ({}, []),
-        ({"avx512_bf16": False, "avx512_fp16": False}, ["bf16", "fp16"]),
-        ({"avx512_bf16": True, "avx512_fp16": False}, ["fp16"]),
-        ({"avx512_bf16": False, "amx_bf16": True, "avx512_fp16": False, "amx_fp16": True}, []),
-    ],
-)
-def test_precision_is_emulated_where_a_processor_is_known_to_lack_it(capabilities, emulated, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    device = torch.device("cpu")
-    assert [each for each in ("fp32", "bf16", "fp16") if pretraining.is_emulated(each, device)] == emulated
-
-
-@pytest.mark.parametrize(("capability", "emulated"), [((7, 5), ["bf16"]), ((8, 0), [])])
-def test_precision_is_emulated_by_older_gpus(capability, emulated, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    device = torch.device("cuda")
-    assert [each for each in ("fp32", "bf16", "fp16") if pretraining.is_emulated(each, device)] == emulated
-
-
-def test_device_is_cuda_where_there_is_one_unless_told_otherwise(monkeypatch):
-    for available, expected in [(False, "cpu"), (True, "cuda")]:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
-        assert pretraining.default_device(None) == torch.device(expected)
-        assert pretraining.default_device("cpu") == torch.device("cpu")
-
-
-def test_device_that_is_not_there_is_told_of():
-    with pytest.raises(ValueError, match="device must be one that this machine has; got 'cuda:99'"):
-        pretraining.default_device("cuda:99")
 
 
 # Images
@@ -521,36 +556,6 @@ def test_kill_while_the_pipeline_is_written_costs_nothing(tmp_path, steps, unint
     assert result(load_backbone(tmp_path)) == uninterrupted
 
 
-def test_process_killed_in_the_middle_of_a_checkpoint_is_resumed(tmp_path, steps, uninterrupted):
-    script = f"""
-import os, signal, safetensors.torch, numpy as np
-from skdiec.backbones import pretrain
-save_file, calls = safetensors.torch.save_file, []
-def killed(tensors, path, metadata):
-    calls.append(1)
-    if len(calls) == 4:
-        path.write_bytes(b"half of a checkpoint")
-        os.kill(os.getpid(), signal.SIGKILL)
-    save_file(tensors, path, metadata=metadata)
-safetensors.torch.save_file = killed
-images = np.repeat(np.arange(20, dtype=np.uint8) * 12, 16).reshape(20, 4, 4)
-pretrain(images, {str(tmp_path)!r}, checkpoint_seconds=0, **{SETTINGS!r})
-"""
-    environment = {**os.environ, "PYTHONPATH": str(Path(skdiec.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert "training.safetensors.partial" in contents(tmp_path)
-    assert result(train(folder=tmp_path)) == uninterrupted
-    assert len(steps.batches) == STEPS - 3
-    assert not any(name.startswith("training") for name in contents(tmp_path))
-
-
-def test_kill_in_the_middle_of_the_first_checkpoint_starts_again(tmp_path, uninterrupted):
-    (tmp_path / "training.safetensors.partial").write_bytes(b"half of a checkpoint")
-    assert result(train(folder=tmp_path)) == uninterrupted
-    assert not any(name.startswith("training") for name in contents(tmp_path))
-
-
 def test_two_callers_of_one_folder_train_once(tmp_path, steps, uninterrupted):
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: result(train(folder=tmp_path)), range(2)))
@@ -599,7 +604,7 @@ def test_seed_and_precision_are_those_found_unless_asked_for(finished, tmp_path,
         train(folder=tmp_path, checkpoint_seconds=0, random_state=5)
     except KeyboardInterrupt:
         assert not finished
-    monkeypatch.setattr(pretraining, "_has_native_bf16", lambda device: True)
+    monkeypatch.setattr(settings, "has_native_bf16", lambda device: True)
     backbone = train(folder=tmp_path, checkpoint_seconds=0, random_state=None, precision="auto")
     assert backbone.recipe["settings"]["seed"] == 5
     assert backbone.recipe["settings"]["precision"] == "fp32"
@@ -643,33 +648,6 @@ def test_folder_with_foreign_files_is_refused_untouched(tmp_path):
         train(folder=tmp_path / "a.txt")
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:3000], lambda data: b"\0" * len(data)])
-def test_damaged_checkpoint_is_told_of(damage, tmp_path, steps):
-    steps.stop = {3}
-    with pytest.raises(KeyboardInterrupt):
-        train(folder=tmp_path, checkpoint_seconds=0)
-    path = tmp_path / "training.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"the training checkpoint {path} is damaged: .*Delete it to start again"):
-        train(folder=tmp_path)
-    path.unlink()
-    train(folder=tmp_path)
-    assert len(steps.batches) == 3 + STEPS
-
-
-def test_checkpoint_of_something_else_is_told_of(tmp_path):
-    path = tmp_path / "training.safetensors"
-    safetensors.torch.save_file({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=f"the training checkpoint {path} is damaged"):
-        train(folder=tmp_path)
-
-
-def test_damaged_record_is_told_of(tmp_path):
-    (tmp_path / "skdiec.json").write_text("{")
-    with pytest.raises(ValueError, match=r"skdiec\.json is missing or no JSON"):
-        train(folder=tmp_path)
-
-
 # Progress
 
 
@@ -685,6 +663,12 @@ def test_progress_is_shown_when_asked_for(tmp_path, steps, capsys):
     assert f"12/12 steps, loss {backbone.recipe['loss'][-1]:.4f}" in capsys.readouterr().out
 
 
+def test_progress_is_shown_in_several_threads():
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: train(epochs=1, verbose=True).fingerprint(), range(2)))
+    assert found == [train(epochs=1).fingerprint()] * 2
+
+
 def test_epochs_are_logged(caplog):
     with caplog.at_level(logging.INFO, "skdiec"):
         backbone = train()
@@ -696,31 +680,53 @@ def test_epochs_are_logged(caplog):
 # Errors
 
 
+def _start(value):
+    return re.escape(repr(value)[:200])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        *((name, value, f"{name} must be an int of at least 1; got {value!r}")
+        *((name, value, f"{name} must be an int of at least 1; got {_start(value)}")
           for name in ("epochs", "batch_size", "layers_per_block", "patch_size")
-          for value in (0, -1, 1.5, "2", True)),
+          for value in (0, -1, 1.5, "2", True, np.True_, np.float64(2), Fraction(2))),
+        *((name, value, f"{name} must be at most .*; got {value}")
+          for name in ("epochs", "batch_size", "layers_per_block", "patch_size")
+          for value in (2**63, 10**30)),
+        ("epochs", np.array(2), r"epochs must be an int of at least 1; got array\(2\)"),
+        ("channels", (2**31,), "channels must be at most 1048576; got 2147483648"),
+        ("channels", (2**20,), r"channels=\(1048576,\), .* make a network of .* parameters, .* GiB"),
+        ("channels", (1,) * 9, "channels must be for at most 8 resolutions; got 9"),
+        ("channels", [[8], [8, 8]], "channels must be a sequence of at least one int"),
+        ("channels", "8", "channels must be a sequence of at least one int; got '8'"),
+        ("channels", count(), r"channels must be a sequence of at least one int; got count\(0\)"),
+        ("patch_size", 10**9, "patch_size must be at most 1024; got 1000000000"),
         ("channels", (8, 0), "channels must be an int of at least 1; got 0"),
         ("channels", (8, 1.5), "channels must be an int of at least 1; got 1.5"),
         ("channels", (), r"channels must be a sequence of at least one int; got \(\)"),
         ("channels", 8, "channels must be a sequence of at least one int; got 8"),
-        *(("learning_rate", value, f"learning_rate must be a finite number above 0; got {value!r}")
-          for value in (0, -1e-3, math.nan, math.inf, "0.1", None)),
-        *(("ema_decay", value, rf"ema_decay must be in \[0, 1\); got {value!r}")
-          for value in (-0.1, 1, math.nan, "0.1", None)),
-        *(("precision", value, f"precision must be 'auto', 'fp32' or 'bf16'; got {value!r}")
-          for value in ("fp16", None, torch.bfloat16)),
+        *(("learning_rate", value, f"learning_rate must be a number above 0 and at most 1; got {_start(value)}")
+          for value in (0, -1e-3, math.nan, math.inf, "0.1", None, 1.5, 1e308, 10**400, True, np.True_, Decimal(1))),
+        *(("ema_decay", value, rf"ema_decay must be in \[0, 1\); got {_start(value)}")
+          for value in (-0.1, 1, math.nan, "0.1", None, False, np.array(0.5))),
+        *(("precision", value, f"precision must be 'auto', 'fp32' or 'bf16'; got {_start(value)}")
+          for value in ("fp16", None, torch.bfloat16, np.array("fp32"))),
         *(("dtype", value, f"dtype must be 'float32' or 'bfloat16'; got {value!r}")
           for value in ("float16", None)),
         *(("max_timestep", value, f"max_timestep must be an int from 0 to 999; got {value!r}")
           for value in (-1, 1000, 1.5, True, None)),
+        *(("verbose", value, "verbose must be a bool or an int of at least 0; got")
+          for value in (-1, 0.5, "yes", None, np.zeros(2))),
+        ("device", "meta", "device must be one that this machine computes on; got 'meta'"),
+        ("device", 1.5, "device must be one that torch knows, such as 'cpu' or 'cuda'; got 1.5"),
+        ("folder", 3, "folder must be a path or None; got int"),
+        ("folder", "a\0b", "folder cannot be used: embedded null byte"),
+        ("folder", "x" * 5000, "folder cannot be used: File name too long"),
         ("device", "abacus", "device must be one that torch knows, such as 'cpu' or 'cuda'; got 'abacus'"),
         *(("random_state", value, rf"random_state must be an int from 0 to 2\*\*32 - 1, or None; got {value!r}")
-          for value in (-1, 2**32, 1.0, "0")),
-        *(("checkpoint_seconds", value, f"checkpoint_seconds must be a number of at least 0; got {value!r}")
-          for value in (-1, math.nan, "60", None)),
+          for value in (-1, 2**32, 1.0, "0", True, np.False_)),
+        *(("checkpoint_seconds", value, f"checkpoint_seconds must be a number of at least 0; got {_start(value)}")
+          for value in (-1, math.nan, "60", None, True, 10**400)),
         ("value_range", (1, 0), "value_range must be two finite numbers"),
         ("channel_axis", 2, "channel_axis must be None, 1 or -1"),
         ("image_shape", (4, 5), r"image_shape \(1, 4, 5\) .*does not fit X"),
@@ -735,12 +741,27 @@ def test_wrong_settings_are_told_of_before_anything_is_written(name, value, mess
     assert not folder.exists()
 
 
+def test_number_of_too_many_digits_to_show_is_told_of():
+    with pytest.raises(ValueError, match=r"epochs must be at most .*; got a int"):
+        train(epochs=10**5000)
+
+
+def test_step_that_does_not_fit_into_memory_is_told_of(monkeypatch):
+    monkeypatch.setattr(settings, "total_memory", lambda device: 2**22)
+    train(epochs=1)
+    with pytest.raises(ValueError, match=r"batch_size=500 with channels=.* takes more than 0 GiB for a step; cpu"):
+        train(np.zeros((500, 16, 16), dtype=np.uint8), batch_size=500, patch_size=1)
+
+
 def test_untrained_backbone_tells_of_unknown_and_wrong_settings():
     source = as_image_source(IMAGES)
     with pytest.raises(ValueError, match=r"pretrain has no parameter 'epoch'; it has X, folder, .*, epochs, "):
         untrained_backbone(source, epoch=3)
     with pytest.raises(ValueError, match="epochs must be an int of at least 1; got 0"):
         untrained_backbone(source, epochs=0)
+    for name in ("X", "folder", "image_shape", "channel_axis", "value_range"):
+        with pytest.raises(ValueError, match=f"pretrain_params cannot have '{name}'"):
+            untrained_backbone(source, **{name: None})
 
 
 def test_every_parameter_has_a_test_of_its_wiring():

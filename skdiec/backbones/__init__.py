@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from skdiec.backbones.devices import default_device, is_emulated
 from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
-from skdiec.backbones.pretraining import default_device, is_emulated, pretrain, untrained_backbone
+from skdiec.backbones.pretraining import pretrain, untrained_backbone
 
 __all__ = ["PixelBackbone", "default_device", "is_emulated", "load_backbone", "pretrain", "untrained_backbone"]
 

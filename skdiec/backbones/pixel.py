@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skdiec.backbones.folders import as_folder, replacing
+from skdiec.backbones.importing import ONE_AT_A_TIME
+
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
+
+INDEX_FILE = "model_index.json"
+"""File that makes a folder a pipeline of diffusers, and is written last."""
 
 RECIPE_FILE = "skdiec.json"
 """File beside a pretrained pipeline that says how images enter it and how it was trained."""
@@ -207,24 +213,34 @@ class PixelBackbone:
         Parameters
         ----------
         folder : path
-            Made where it does not exist.
+            Made where it does not exist. A backbone in it is replaced once the new one is complete on the disk, and
+            files of other names stay.
         dtype : {"float32", "bfloat16"}, default="float32"
             Type of the weights in the file.
-        """
-        from diffusers import DDPMPipeline
 
-        folder = Path(folder)
+        Raises
+        ------
+        ValueError
+            For a folder that is a file, or no path, or another `dtype`.
+        OSError
+            Where the folder cannot be written to, for instance for want of space.
+        """
+        with ONE_AT_A_TIME:
+            from diffusers import DDPMPipeline
+
+        folder = as_folder(folder)
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {dtype!r}")
         network = self.network
         if dtype != "float32":
             network = copy.deepcopy(network)
             for parameter in network.parameters():
                 parameter.data = parameter.data.to(getattr(torch, dtype))
-        DDPMPipeline(network, self.scheduler).save_pretrained(folder, safe_serialization=True)
         record = {**self.recipe, "image_shape": list(self.image_shape), "patch_size": self.patch_size}
-        # Last, and in one step: its presence says that the folder is complete.
-        partial = folder / f"{RECIPE_FILE}.partial"
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.replace(folder / RECIPE_FILE)
+        # The index last: without it, nobody takes half of a pipeline, or one without its record, for a whole one.
+        with replacing(folder, last=INDEX_FILE) as partial:
+            DDPMPipeline(network, self.scheduler).save_pretrained(partial, safe_serialization=True)
+            (partial / RECIPE_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
     def __getstate__(self) -> dict[str, Any]:
         # By configuration and CPU weights: a pickle then loads without the device it was made on.
