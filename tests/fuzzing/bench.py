@@ -52,6 +52,7 @@ class Bench:
         self.here = self.folder / "working"
         self.here.mkdir()
         self.files = self.folder / "fuzz-files"
+        self.files.mkdir()
         self.backbone = PixelBackbone(_network(), DDPMScheduler())
         self.pipeline = self.folder / "pipeline"
         self.backbone.save_pretrained(self.pipeline)
@@ -89,9 +90,9 @@ class Bench:
 
     def clear(self):
         """Delete what the last case made."""
-        for path in (self.files, self.here):
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir()
+        for folder in (self.files, self.here):
+            for path in folder.iterdir():
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def _new_path(self):
         return self.files / f"{next(self._count):04}"

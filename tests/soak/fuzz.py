@@ -116,7 +116,7 @@ class Tally:
     counts : Counter of (kind, outcome)
     unbuilt : Counter of str
         Why cases were not built.
-    failures : dict of (problem, error, where) to (count, number of the shortest case, its verdict)
+    failures : dict of (problem, error, where, first words) to (count, number of the shortest case, its verdict)
     """
 
     def __init__(self, seed: int) -> None:
@@ -130,7 +130,8 @@ class Tally:
         if verdict.outcome == "not built":
             self.unbuilt[f"{verdict.error}: {verdict.message[:80]}"] += 1
         if verdict.problem:
-            key = (verdict.problem, verdict.error, verdict.where)
+            words = " ".join(re.findall(r"[A-Za-z]+", verdict.message)[:5])  # one line may raise for many reasons
+            key = (verdict.problem, verdict.error, verdict.where, words)
             count, shortest, its = self.failures.get(key, (0, number, verdict))
             if len(str(case)) < len(str(numbered_case(self._seed, shortest)[1])):
                 shortest, its = number, verdict
@@ -180,7 +181,7 @@ def report(tally: Tally, seed: int, command: str, seconds: float) -> str:
         "",
         f"{sum(count for count, _, _ in tally.failures.values()):,} failures of {len(tally.failures)} kinds.",
     ]
-    for (problem, error, where), (count, number, verdict) in sorted(
+    for (problem, error, where, _), (count, number, verdict) in sorted(
         tally.failures.items(), key=lambda item: -item[1][0]
     ):
         message = " ".join(verdict.message.split())[:200]
