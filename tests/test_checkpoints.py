@@ -495,7 +495,7 @@ def test_seed_and_precision_of_a_strange_record_are_not_taken(stopped):
 def test_damaged_record_is_told_of(tmp_path):
     train(tmp_path)
     (tmp_path / "skdiec.json").write_text("{")
-    with pytest.raises(ValueError, match=r"skdiec\.json is missing or no JSON"):
+    with pytest.raises(ValueError, match=r"skdiec\.json is no JSON"):
         train(tmp_path)
     (tmp_path / "skdiec.json").write_text('{"request": [1, 2]}')
     with pytest.raises(ValueError, match="holds a backbone trained elsewhere: choose another folder"):

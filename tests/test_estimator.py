@@ -948,7 +948,7 @@ def test_precision_without_instructions_is_warned_of(make_model, images, monkeyp
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
     with pytest.warns(UserWarning, match="precision='bf16' is many times slower than 'fp32' on this cpu") as caught:
         make_model(precision="bf16", head=None).fit(images)
-    assert [warning.filename for warning in caught] == [__file__]
+    assert [warning.filename for warning in caught if "precision" in str(warning.message)] == [__file__]
 
 
 # Wrong moves
@@ -1045,7 +1045,7 @@ def test_sparse_input_is_told_of(make_model, images, nothing_begins):
 
 def test_folder_without_images_is_told_of(make_model, tmp_path, nothing_begins):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"X must be a folder with images, but .* has no \.bmp"):
+    with pytest.raises(ValueError, match=r"X must be a folder with images, but .* has no file with a suffix such as"):
         make_model(**AUTO).fit(tmp_path)
 
 
@@ -1146,7 +1146,7 @@ def test_pickled_and_truncated_checkpoints_are_told_of(make_model, make_unet, im
     unet.save_pretrained(tmp_path / "truncated")
     weight_file = tmp_path / "truncated" / "diffusion_pytorch_model.safetensors"
     weight_file.write_bytes(weight_file.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"backbone .*truncated has damaged or truncated weights"):
+    with pytest.raises(ValueError, match=r"backbone file .*truncated.* has damaged or truncated weights"):
         make_model(backbone=tmp_path / "truncated").fit(images)
 
 

@@ -496,5 +496,6 @@ def test_the_first_file_that_cannot_be_read_is_named(tmp_path):
     source = FileImages(paths, ImageFormat((1, 4, 6), (0.0, 255.0)))
     for index in (17, 5, 11):
         paths[index].unlink()
-    with pytest.raises(ValueError, match=r"cannot read the image file .*/5\.png: .*No such file"):
-        source.read(EVERYTHING)
+    for read in (lambda: source.read(EVERYTHING), source.in_memory, source.fingerprint):
+        with pytest.raises(ValueError, match=r"cannot read the image file .*/5\.png: .*No such file"):
+            read()

@@ -61,6 +61,10 @@ def locked(folder: Path) -> Iterator[None]:
     ----------
     folder : Path
 
+    Returns
+    -------
+    context manager
+
     Raises
     ------
     ValueError
@@ -101,10 +105,10 @@ def replacing(folder: Path, *, last: str = "") -> Iterator[Path]:
         Name of the file that comes last. It is removed before any other is replaced, so that its presence says
         that the files belong together.
 
-    Yields
-    ------
-    Path
-        The subfolder, empty. What is there at the end replaces files of the same names; all else stays.
+    Returns
+    -------
+    context manager
+        Of the path of the subfolder, empty. What is there at the end replaces files of the same names; all else stays.
 
     Raises
     ------

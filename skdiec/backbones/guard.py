@@ -49,7 +49,7 @@ def check_share_explained(backbone: PixelBackbone, source: ImageSource, *, seed:
             "perfect). Either value_range is not what black and white are in X, or the backbone has the noise schedule "
             "or the prediction_type of another network, or it was trained on other images or images scaled otherwise, "
             "or too little",
-            stacklevel=2,
+            stacklevel=4,  # where fit is called
         )
     return shares
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skdiec.images.decoding import ImageKind, read_image, read_kind, readable_suffixes, value_extent
+from skdiec.images.decoding import ImageKind, read_image, read_kind, readable_suffixes, told_of, value_extent
 from skdiec.images.pictures import DecodedImages, common_format
 from skdiec.images.source import ImageFormat
 
@@ -74,7 +74,8 @@ class FileImages(DecodedImages):
 
     def _hash_content(self, digest: Any) -> None:
         for path in self.paths:
-            status = path.stat()
+            with told_of(path):
+                status = path.stat()
             # Names may hold anything but the zero byte.
             digest.update(os.fsencode(os.path.realpath(path)))
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
