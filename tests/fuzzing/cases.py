@@ -231,7 +231,7 @@ TOO_LONG = {
 def _value(choose, name, own):
     """An expression for one parameter: of its own, or an odd one."""
     odd = choose([ODD_NUMBERS, ODD_NUMBERS, ODD_OBJECTS, *([] if name in WORK else [MUCH])])
-    expression = choose(choose([own[name], odd]))
+    expression = choose(choose([own[name], odd, odd]))
     return own[name][0] if expression in TOO_LONG.get(name, ()) else expression
 
 
@@ -252,7 +252,7 @@ def parameter_case(choose):
     parameters = {name: _value(choose, name, OWN) for name in _some(choose, OWN, choose([1, 1, 2, 2, 3]))}
     # A criterion can only be tried on features, after pretraining.
     can_train = not {"backbone", "criterion"} & set(parameters)
-    auto = AUTO if parameters.get("backbone") == "'auto'" or (can_train and choose([False, False, True])) else {}
+    auto = AUTO if parameters.get("backbone") == "'auto'" or (can_train and choose([False, False, False, True])) else {}
     fitted = choose([*[""] * 7, "images"])
     return Case("fit", choose(PLAIN_X) if not fitted else "images(16, 8, 8)", {**auto, **parameters}, False, fitted)
 
@@ -365,7 +365,7 @@ def input_case(choose):
     """Calls of `fit` and `pretrain` with odd input."""
     parameters = _layout(choose, ARRAY_PARAMETERS)
     call = choose([*["fit"] * 5, "fit_transform", "pretrain"])
-    auto = AUTO if call != "pretrain" and choose([False, False, True]) else {}
+    auto = AUTO if call != "pretrain" and choose([False, False, False, True]) else {}
     fitted = choose([*[""] * 6, "images", "frame"]) if call == "fit" else ""
     return Case(call, _odd_x(choose), {**auto, **parameters}, True, fitted)
 
@@ -449,7 +449,7 @@ def file_case(choose):
     """Calls of `fit` and `pretrain` with files."""
     parameters = _layout(choose, FILE_PARAMETERS)
     call = choose([*["fit"] * 6, "pretrain"])
-    auto = AUTO if call == "fit" and choose([False, True]) else {}
+    auto = AUTO if call == "fit" and choose([False, False, True]) else {}
     return Case(call, _files(choose), {**auto, **parameters})
 
 

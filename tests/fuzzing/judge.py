@@ -263,6 +263,8 @@ def _refusal(case, bench, error, entered, seconds, attributes, model, problems):
     message = _text(error)
     if isinstance(error, _Hang):
         problems = ["hangs"]
+    elif _raised_by_the_caller(error):
+        pass
     elif not isinstance(error, REFUSALS):
         problems = ["an error of another type", *problems]
     else:
@@ -281,6 +283,11 @@ def _refusal(case, bench, error, entered, seconds, attributes, model, problems):
     return Verdict("rejected", problem, type(error).__name__, _where(error), message, seconds)
 
 
+def _raised_by_the_caller(error):
+    """Whether an expression of the case raised it, such as a generator when it was read."""
+    return any(frame.filename == "<string>" for frame in traceback.extract_tb(error.__traceback__))
+
+
 def _unchanged(before, after):
     return before.keys() == after.keys() and all(after[name] is value for name, value in before.items())
 
@@ -291,7 +298,7 @@ def _names_what_is_wrong(case, bench, error, message):
     names = set(case.parameters)
     if "pretrain_params" in names:
         value = bench.evaluate(case.parameters["pretrain_params"])
-        names |= {str(key) for key in value if str(key)} if isinstance(value, dict) else set()
+        names |= {str(key) or repr(key) for key in value} if isinstance(value, dict) else set()
     if "backbone_folder" in names:
         names.add("folder")
     if case.odd:

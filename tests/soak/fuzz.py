@@ -24,13 +24,11 @@ from collections.abc import Iterable
 from multiprocessing import connection
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # a worker has one core
-os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402
 from fuzzing import CASES, Bench, Verdict, judge, limited_memory, numbered_case  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.md"
 
@@ -92,9 +90,9 @@ def _work(pipe: connection.Connection, folder: str, seed: int, hang_seconds: flo
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):  # progress bars and logs
         os.dup2(null, descriptor)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # a worker has one core
     bench = Bench(Path(folder))
-    with limited_memory():
+    with limited_memory(), threadpool_limits(1):
         while True:
             number = pipe.recv()
             # Ends the process where the alarm of the judge does not get through: in compiled code.
@@ -213,7 +211,7 @@ def main() -> int:
     if options.number is not None:
         torch.set_num_threads(1)
         case = numbered_case(options.seed, options.number)[1]
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, limited_memory():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, limited_memory(), threadpool_limits(1):
             _say(f"{case}\n{judge(case, Bench(folder), hang_seconds=options.hang_seconds)}")
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
