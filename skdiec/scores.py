@@ -93,7 +93,8 @@ def normalized_cut(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -
     0.6667
     """
     inside, volume = _inside_and_volume(graph, labels)
-    return float(np.sum(1.0 - inside / np.where(volume > 0, volume, 1.0)))
+    # Rounding must not put clusters without an edge between them below 0.
+    return float(np.sum(np.maximum(1.0 - inside / np.where(volume > 0, volume, 1.0), 0.0)))
 
 
 def balanced_cut(
@@ -127,7 +128,7 @@ def balanced_cut(
     """
     _, counts = _codes(labels, graph.shape[0])
     shares = counts / counts.sum()
-    deficit = np.log(n_clusters) + float(np.sum(shares * np.log(shares)))
+    deficit = max(0.0, np.log(n_clusters) + float(np.sum(shares * np.log(shares))))
     return float(normalized_cut(graph, labels) + (n_clusters - len(counts)) + balance * deficit)
 
 

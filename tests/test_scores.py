@@ -243,3 +243,13 @@ def test_relative_cut_counts_every_eigenvalue_of_a_large_graph(graph, n_clusters
     further = np.linalg.eigvalsh(laplacian)[n_clusters : 2 * n_clusters].sum()
     expected = balanced_cut(graph, labels, n_clusters, balance=0) / further
     assert relative_cut(graph, labels, n_clusters) == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=30), SEEDS)
+def test_cuts_of_clusters_without_edges_between_them_are_never_below_zero(sizes, seed):
+    rng = np.random.default_rng(seed)
+    blocks = [np.triu(rng.uniform(0.1, 1, (size, size)), 1) for size in sizes]
+    graph = sparse.csr_array(sparse.block_diag([block + block.T for block in blocks]))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    assert normalized_cut(graph, labels) == 0
+    assert 0 <= balanced_cut(graph, labels, len(sizes)) <= np.log(len(sizes))

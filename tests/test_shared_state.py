@@ -1,6 +1,7 @@
 """What a process shares, and what the caller had: fits in threads, settings of libraries, fits that fail."""
 
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,14 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from skdiec import DiffusionEmbeddedClustering, _estimator, pretrain
 from skdiec.training import ResidualHead
 
-PARAMETERS = {"timestep": (25, 50), "pooling": (1, 2), "n_init": 2, "max_epochs": 3, "warmup_epochs": 1}
+PARAMETERS = {
+    "layer": "mid_block",
+    "timestep": (25, 50),
+    "pooling": (1, 2),
+    "n_init": 2,
+    "max_epochs": 3,
+    "warmup_epochs": 1,
+}
 AUTO = {"backbone": "auto", "pretrain_params": {"epochs": 2, "channels": (8,), "precision": "fp32"}}
 
 
@@ -54,7 +62,7 @@ def test_heads_of_one_seed_are_the_same_in_every_thread(rng_untouched):
 def test_fits_in_threads_are_those_of_fits_alone(images, rng_untouched):
     expected = [fit(images, seed) for seed in (0, 1)]
     with rng_untouched(), ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda seed: fit(images, seed), [0, 1] * 4))
+        found = list(pool.map(lambda seed: fit(images, seed), [0, 1] * 3))
     for place, model in enumerate(found):
         alone = expected[place % 2]
         assert all(map(torch.equal, weights(model.backbone_), weights(alone.backbone_)))
@@ -94,7 +102,7 @@ def test_fits_in_threads_leave_limits_and_filters_as_they_were(n_jobs, images, m
         model = make_model()
         model.fit(images)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: make_model(timestep=(25, 50), n_jobs=n_jobs).fit(images), range(12)))
+            list(pool.map(lambda _: make_model(timestep=(25, 50), n_jobs=n_jobs).fit(images), range(8)))
         assert thread_limits() == before
         with ThreadPoolExecutor(1) as pool:  # a thread that is new to torch
             assert pool.submit(torch.get_num_threads).result() == before[1]
@@ -138,10 +146,8 @@ def test_settings_of_the_program_do_not_change_a_fit(settings, images):
 # Fits that fail
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize(
-    "step", ["load_backbone", "search_cells", "_find_start", "train", "EmbeddingModel", "check_space"]
-)
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["load_backbone", "search_cells", "_find_start", "train", "EmbeddingModel"])
 def test_refit_that_fails_leaves_the_first_fit(error, step, make_model, images, planted, monkeypatch):
     model = make_model(3).fit(images)
     before = dict(vars(model))
@@ -160,20 +166,18 @@ def test_refit_that_fails_leaves_the_first_fit(error, step, make_model, images, 
     assert_array_equal(model.predict(images), before["labels_"])
 
 
-def test_refit_that_fails_in_its_last_step_leaves_the_first_fit(make_model, images, planted, monkeypatch):
+def test_refit_that_is_interrupted_in_its_last_step_leaves_the_first_fit(make_model, images, planted, monkeypatch):
     model = make_model(3).fit(images)
     before = dict(vars(model))
 
-    class Interrupted(dict):
-        def __getitem__(self, key):
-            raise KeyboardInterrupt
+    def interrupt(self, z):  # where labels are computed, when much else is there
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(_estimator._Clock, "seconds", property(lambda clock: Interrupted()), raising=False)
-    monkeypatch.setattr(_estimator._Clock, "__init__", lambda clock: None)
-    monkeypatch.setattr(_estimator._Clock, "stop", lambda clock, stage: stage == "training" and Interrupted()[stage])
+    monkeypatch.setattr(_estimator.EmbeddingModel, "assign", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.set_params(n_clusters=5).fit(planted((8, 8), 5)[0])
     assert all(vars(model)[name] is before[name] for name in before if name.endswith("_"))
+    assert len(model.cluster_centers_) == len(np.unique(model.labels_)) == 3
 
 
 def test_first_fit_that_fails_leaves_nothing(make_model, images, monkeypatch):
@@ -195,6 +199,7 @@ def test_fit_in_a_thread_is_seen_by_others_as_a_whole(make_model, images, plante
         while not done.is_set():
             state = model.__dict__
             seen.add((len(state["cluster_centers_"]), len(state["labels_"])))
+            time.sleep(1e-4)
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(look)
