@@ -196,15 +196,15 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         the frozen default, which computes features once and leaves generation as it was.
 
     alpha, beta, gamma : float, default=1.0, 3.0, 1.0
-        Weights of the loss's terms: L = L_Re + alpha L_KL + beta L_graph + gamma L_ent. The paper does not give them.
+        Weights, up to 1e6, of the loss's terms: L = L_Re + alpha L_KL + beta L_graph + gamma L_ent. The paper does not give them.
         `gamma` is also what sizes count for when partitions are compared (`skdiec.scores.balanced_cut`): lower it where
         clusters are known to be of very different sizes.
 
     denoising_weight : float, default=1.0
-        Weight of L_Re, which matters only with `train_backbone`.
+        Weight, up to 1e6, of L_Re, which matters only with `train_backbone`.
 
     nu : float, default=1.0
-        Degrees of freedom of the Student t kernel of soft assignments.
+        Degrees of freedom of the Student t kernel of soft assignments, from 1e-6 to 1e6.
 
     hidden_size : int, default=512
         Width of the head's hidden layer.
@@ -264,7 +264,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     n_jobs : int, default=None
         Processes that score the search's cells, and threads that find neighbours and candidates of the start, as in
         scikit-learn; but for cells and candidates None, outside of a `joblib.parallel_config`, is as many threads as
-        numerical libraries use. Results do not depend on it.
+        numerical libraries use. More than the machine, or joblib's backend, has workers are not used. Results do not
+        depend on it.
 
     random_state : int, RandomState or None, default=None
         Seeds pretraining, noise, subset, start and training. Global random states are not touched, but None draws from
@@ -528,6 +529,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         UserWarning
             Where the backbone does not fit the images, clusters collapse, the denoising loss rises while the backbone
             trains, or `precision` is one that the device computes with slowly.
+        ConvergenceWarning
+            Where fewer clusters than `n_clusters` have images, as where fewer images differ.
         """
         fitting = self._checked()
         for name in [name for name in vars(fitting) if name.endswith("_") and not name.startswith("_")]:

@@ -1,5 +1,9 @@
+import os
 import random
 from contextlib import contextmanager
+
+# Several workers share the cores, and the arrays of tests are too small for a second thread. Before numpy and torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -35,7 +35,7 @@ from skdiec.backbones.devices import default_device
 from skdiec.backbones.folders import as_folder, locked
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.pixel import PixelBackbone
-from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, as_real, new_network, resolve_settings
+from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, as_real, resolve_settings, untrained_network
 from skdiec.images import ImageSource, as_image_source
 from skdiec.messages import shown
 from skdiec.parallel import library_defaults
@@ -435,7 +435,7 @@ def _new_backbone(image_shape: tuple[int, int, int], settings: Settings) -> Pixe
 
     # On the CPU in float32, whatever the caller's defaults are.
     with torch.device("cpu"), drawing_from_seed(settings.seed):
-        network = new_network(image_shape, settings).float()
+        network = untrained_network(image_shape, settings).float()
         scheduler = DDPMScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
     return PixelBackbone(
         network,

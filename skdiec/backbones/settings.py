@@ -125,7 +125,7 @@ def resolve_settings(
 def _check_memory(source: ImageSource, settings: Settings, device: torch.device) -> None:
     """Raise ValueError where even a careful guess at what a training needs is more than the device has."""
     with torch.device("meta"):  # the network without its weights
-        network = new_network(source.shape, settings)
+        network = untrained_network(source.shape, settings)
     height, width = network.config.sample_size
     total = total_memory(device) or math.inf
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -147,7 +147,7 @@ def _check_memory(source: ImageSource, settings: Settings, device: torch.device)
         )
 
 
-def new_network(image_shape: tuple[int, int, int], settings: Settings) -> UNet2DModel:
+def untrained_network(image_shape: tuple[int, int, int], settings: Settings) -> UNet2DModel:
     """Make the network of some settings.
 
     Parameters
