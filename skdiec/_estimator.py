@@ -196,9 +196,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         the frozen default, which computes features once and leaves generation as it was.
 
     alpha, beta, gamma : float, default=1.0, 3.0, 1.0
-        Weights, up to 1e6, of the loss's terms: L = L_Re + alpha L_KL + beta L_graph + gamma L_ent. The paper does not give them.
-        `gamma` is also what sizes count for when partitions are compared (`skdiec.scores.balanced_cut`): lower it where
-        clusters are known to be of very different sizes.
+        Weights of the loss's terms, from 0 to 1e6: L = L_Re + alpha L_KL + beta L_graph + gamma L_ent. The paper does
+        not give them. `gamma` is also what sizes count for when partitions are compared
+        (`skdiec.scores.balanced_cut`): lower it where clusters are known to be of very different sizes.
 
     denoising_weight : float, default=1.0
         Weight, up to 1e6, of L_Re, which matters only with `train_backbone`.
