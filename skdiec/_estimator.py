@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,11 +24,18 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import Tags, check_array, check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
 from skdiec._version import __version__
@@ -53,6 +61,7 @@ from skdiec.images import (
     thumbnails,
     unpack,
 )
+from skdiec.messages import MAX_LENGTH, shortened, shown
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
 from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, principal_components, search_cells
@@ -258,7 +267,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         numerical libraries use. Results do not depend on it.
 
     random_state : int, RandomState or None, default=None
-        Seeds pretraining, noise, subset, start and training. Global random states are not touched. Results repeat on
+        Seeds pretraining, noise, subset, start and training. Global random states are not touched, but None draws from
+        numpy's, as in scikit-learn. Results repeat on
         machines of one kind; pretraining computes in bfloat16 where the hardware does, unless
         ``pretrain_params={"precision": "fp32"}`` says otherwise.
 
@@ -750,6 +760,22 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         checked.n_jobs = useful_jobs(checked.n_jobs)
         return checked
 
+    def _check_constraints(self) -> None:
+        """Check each parameter by scikit-learn's rules, whose messages show values at any length."""
+        for name, value in self.get_params(deep=False).items():
+            rules = {name: self._parameter_constraints[name]}
+            try:
+                validate_parameter_constraints(rules, {name: value}, caller_name=type(self).__name__)
+            except InvalidParameterError as error:
+                expected, _, found = str(error).partition(" Got ")
+                if len(found) > MAX_LENGTH:
+                    raise InvalidParameterError(f"{expected} Got {shown(value)} instead.") from None
+                raise
+            except Exception as error:  # of values that cannot be compared or shown
+                raise InvalidParameterError(
+                    f"The {name!r} parameter of {type(self).__name__} cannot be {shown(value)}."
+                ) from error
+
     def _warn_of_empty_clusters(self) -> None:
         found = len(np.unique(self.labels_))
         if found < self.n_clusters:
@@ -762,13 +788,17 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             )
 
     def _check_parameters(self) -> None:
-        self._validate_params()
+        if not get_config()["skip_parameter_validation"]:
+            self._check_constraints()
         try:
             check_memory(self.memory)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"memory must be a folder that can be written to; got {self.memory!r} ({error})"
+                f"memory must be a folder that can be written to; got {shown(self.memory)} ({error})"
             ) from error
+        for name in self.pretrain_params or {}:
+            if not isinstance(name, str):
+                raise ValueError(f"pretrain_params must have names of settings as keys; got {shown(name)}")
         for name, reason in _NOT_IN_PRETRAIN_PARAMS.items():
             if name in (self.pretrain_params or {}):
                 raise ValueError(f"pretrain_params must not have {name!r}, {reason}")
@@ -801,10 +831,15 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         X = unpack(X)
         if not reset and not self._format.is_table:
             refuse_one_image(X, self._format.shape)
-        if is_rows(X):
-            return validate_data(self, X, reset=reset)
-        if isinstance(X, np.ndarray):
-            return check_array(X, allow_nd=True, estimator=self, input_name="X")
+        try:
+            if is_rows(X):
+                return validate_data(self, X, reset=reset)
+            if isinstance(X, np.ndarray):
+                return check_array(X, allow_nd=True, estimator=self, input_name="X")
+        except (OverflowError, TypeError, ValueError) as error:
+            message = shortened(str(error), 2 * MAX_LENGTH)  # some show all of the data
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(message if re.search(r"\bX\b", message) else f"X cannot be used: {message}") from error
         return X
 
     def _image_source(
@@ -838,7 +873,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         if min(poolings) < 1 or not any(min(poolings) <= min(shape[1:]) for shape in layers.values()):
             sides = {name: shape[1:] for name, shape in layers.items()}
             raise ValueError(
-                f"pooling must be from 1 to the side of a layer's map, (height, width) {sides}; got {self.pooling}"
+                f"pooling must be from 1 to the side of a layer's map, (height, width) {sides}; "
+                f"got {shown(self.pooling)}"
             )
         return layers, timesteps, poolings
 
@@ -1047,13 +1083,15 @@ _NUMBERS: dict[str, Callable[[Any], float]] = {
 def _as_plain_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
     """Return a number of any library as Python's own; leave what is none for the check that follows."""
     if isinstance(value, (bool, np.bool_)):  # which Python counts among the integers
-        raise ValueError(f"{name} must be a number; got {value!r}")
+        raise ValueError(f"{name} must be a number; got {shown(value)}")
     if not isinstance(value, Integral if kind is int else Real):
         return value
     try:
-        return kind(value)
+        value = kind(value)
     except OverflowError:  # an integer past all floats
         return value
+    # What takes any number of them takes these for all there are; longer ones cannot even be shown.
+    return value if kind is float else max(-(2**63), min(value, 2**63 - 1))
 
 
 _NOT_IN_PRETRAIN_PARAMS = {
@@ -1090,7 +1128,7 @@ def _candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tu
     values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     if not values or not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):
         word = "strings" if kind is str else "integers"
-        raise ValueError(f"{name} must be one or several {word}; got {value!r}")
+        raise ValueError(f"{name} must be one or several {word}; got {shown(value)}")
     return tuple(item if kind is str else int(item) for item in dict.fromkeys(values))
 
 

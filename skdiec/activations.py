@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skdiec.messages import shown
+
 _HOOKING = threading.Lock()
 """Held while a hook is added: torch numbers hooks in two steps, between which another thread would get the same one."""
 
@@ -105,7 +107,7 @@ def layer_shapes(
     for name in names or ():
         if name not in shapes:
             raise ValueError(
-                f"layer {name!r} yields no map of activations; choose one of {', '.join(block_names(network))}"
+                f"layer {shown(name)} yields no map of activations; choose one of {', '.join(block_names(network))}"
             )
     return shapes
 
@@ -116,7 +118,7 @@ def check_layers(network: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if not name or name not in known:
             raise ValueError(
-                f"unknown layer {name!r}: choose one of {', '.join(block_names(network))}, "
+                f"unknown layer {shown(name)}: choose one of {', '.join(block_names(network))}, "
                 "or another module path of the network"
             )
 

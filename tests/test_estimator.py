@@ -820,8 +820,8 @@ def calls(monkeypatch):
         monkeypatch.setattr(owner, name, watched)
 
     for name in (
-        *("_find_start", "_logging", "as_image_source", "check_memory", "search_cells", "knn_graph", "load_backbone"),
-        *("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "pretrain", "train"),
+        *("_find_start", "_logging", "as_image_source", "check_memory", "default_device", "search_cells", "knn_graph"),
+        *("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "load_backbone", "pretrain", "train"),
     ):
         watch(name)
     watch("extract", FeatureExtractor)
@@ -877,7 +877,7 @@ WIRING = {
     "memory": reaches("memory", "check_memory.memory"),
     "inference_batch_size": reaches(16, "extract.self.batch_size"),
     "precision": reaches("bf16", "extract.self.precision"),
-    "device": reaches("cpu:0", "pretrain.device", "to.device", expected=torch.device("cpu:0"), **AUTO),
+    "device": ("cpu:0", {"default_device.device": "cpu:0", "pretrain.device": torch.device("cpu")}, AUTO),
     "n_jobs": reaches(1, "search_cells.n_jobs", "_find_start.n_jobs", "knn_graph.n_jobs"),
     "random_state": (
         7,

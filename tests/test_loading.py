@@ -94,7 +94,7 @@ def samplers():
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # KDPM2 in diffusers
-@pytest.mark.parametrize(("cls", "config"), samplers())
+@pytest.mark.parametrize(("cls", "config"), list(samplers()))
 def test_schedule_is_what_the_sampler_was_made_for(cls, config):
     expected = cls(**config)
     stored = json.loads(expected.to_json_string())

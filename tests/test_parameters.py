@@ -1,9 +1,11 @@
 """Values of parameters: which kinds of numbers are taken, and which are told of before anything begins."""
 
+import re
 import warnings
 from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_array_equal
@@ -212,3 +214,68 @@ def test_parameters_are_checked_before_results_too(make_model, images):
 def test_device_that_holds_no_numbers_is_refused():
     with pytest.raises(ValueError, match="device must be"):
         DiffusionEmbeddedClustering(2, device=torch.device("meta")).fit(np.zeros((4, 8, 8), np.uint8))
+
+
+class NoRepr:
+    def __repr__(self):
+        raise RuntimeError("no representation")
+
+
+class Odd:
+    """Has attributes of its own kind, as networks of diffusers have."""
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+ANY_INTEGER = {
+    *("n_components", "n_neighbors", "max_search_samples", "max_epochs", "warmup_epochs", "batch_size"),
+    *("update_interval", "inference_batch_size", "n_jobs", "verbose"),
+}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a" * 5000, list(range(9999)), NoRepr(), [NoRepr()], 10**5000, Odd()],
+    ids=["str", "list", "NoRepr", "list of NoRepr", "int", "Odd"],
+)
+@pytest.mark.parametrize("name", DiffusionEmbeddedClustering._parameter_constraints)
+def test_messages_name_the_parameter_and_stay_short_whatever_the_value(name, value, make_model, images, nothing_begins):
+    if name in ("backbone", "memory", "backbone_folder", "device") and isinstance(value, str):
+        return  # a name, which may be long
+    if name in ANY_INTEGER and isinstance(value, int):
+        return
+    with pytest.raises((ValueError, TypeError)) as caught:
+        make_model(**{**AUTO, name: value}).fit(images)
+    assert re.search(rf"\b{name}\b", str(caught.value))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        [[10**400] * 4] * 4,
+        [[{}]],
+        pd.DataFrame(),
+        np.zeros((9, 8, 8), complex),
+        np.full((9, 8, 8), "a" * 50),
+        np.array([["1"] * 4] * 4),
+        "a" * 5000,
+        ["a" * 5000],
+        Odd(),
+        NoRepr(),
+    ],
+    ids=lambda X: type(X).__name__,
+)
+def test_messages_name_x_and_stay_short_whatever_it_is(X, make_model, nothing_begins):
+    with pytest.raises((ValueError, TypeError), match=r"\bX\b") as caught:
+        make_model(**AUTO).fit(X)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("params", "message"), [({3: 1}, "names of settings as keys; got 3"), ({"": 1}, "parameter ''")]
+)
+def test_names_of_settings_are_texts(params, message, make_model, images, nothing_begins):
+    with pytest.raises(ValueError, match=f"pretrain_params.*{message}"):
+        make_model(backbone="auto", pretrain_params=params).fit(images)

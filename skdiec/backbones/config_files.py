@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from skdiec.messages import shown
 
 MAX_JSON_BYTES = 2**20
 """Bytes that a configuration may have. The longest that diffusers writes has some thousand."""
@@ -21,10 +22,6 @@ MAX_HEADER_BYTES = 2**22
 
 MAX_DEPTH = 32
 """How deep a configuration may be nested."""
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -176,21 +173,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise ValueError(f"backbone file {path} is missing") from error
     except OSError as error:
         raise ValueError(f"backbone file {path} cannot be read: {error.strerror}") from error
-
-
-def shown(value: Any) -> str:
-    """Return what an error shows of a value, however large it is.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    str
-        Its representation, shortened.
-    """
-    return _SHORT.repr(value)
 
 
 class Fields:

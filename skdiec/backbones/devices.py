@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from skdiec.messages import shown
+
 
 def default_device(device: str | torch.device | None) -> torch.device:
     """Resolve a device.
@@ -29,7 +31,9 @@ def default_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"device must be one that torch knows, such as 'cpu' or 'cuda'; got {device!r}") from error
+        raise ValueError(
+            f"device must be one that torch knows, such as 'cpu' or 'cuda'; got {shown(device)}"
+        ) from error
     try:
         torch.ones(1, device=found).sum().item()
     except (AssertionError, ImportError, RuntimeError) as error:  # which of them depends on the device

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from skdiec.backbones.config_files import exists, read_json, shown
+from skdiec.backbones.config_files import exists, read_json
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import (
     PICKLE_SUFFIXES,
@@ -27,6 +27,7 @@ from skdiec.backbones.networks import (
 )
 from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
 from skdiec.backbones.schedules import scheduler_of, training_scheduler
+from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skdiec.backbones.config_files import Fields, read_header, read_json, shown
+from skdiec.backbones.config_files import Fields, read_header, read_json
 from skdiec.backbones.importing import ONE_AT_A_TIME
+from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

@@ -17,6 +17,7 @@ from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder, replacing
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import MAX_SIDE, check_network_config, new_network, sides
+from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -211,7 +212,7 @@ class PixelBackbone:
         if not 0 <= timestep <= self.max_timestep:
             raise ValueError(
                 f"{name} must be from 0 to {self.max_timestep}, the last that the backbone was trained on; "
-                f"got {timestep}"
+                f"got {shown(timestep)}"
             )
 
     def check_channels(self, channels: int) -> None:

@@ -35,8 +35,9 @@ from skdiec.backbones.devices import default_device
 from skdiec.backbones.folders import as_folder, locked
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.pixel import PixelBackbone
-from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, as_real, new_network, resolve_settings, shown
+from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, as_real, new_network, resolve_settings
 from skdiec.images import ImageSource, as_image_source
+from skdiec.messages import shown
 from skdiec.parallel import library_defaults
 from skdiec.seeding import drawing_from_seed
 
@@ -255,7 +256,9 @@ def untrained_backbone(source: ImageSource, **settings: Any) -> PixelBackbone:
     signature = inspect.signature(pretrain)
     unknown = sorted(set(settings) - set(signature.parameters))
     if unknown:
-        raise ValueError(f"pretrain has no parameter {unknown[0]!r}; it has {', '.join(signature.parameters)}")
+        raise ValueError(
+            f"pretrain_params: pretrain has no parameter {shown(unknown[0])}; it has {', '.join(signature.parameters)}"
+        )
     elsewhere = [name for name in ("X", "folder", *_IMAGE_PARAMETERS) if name in settings]
     if elsewhere:
         raise ValueError(

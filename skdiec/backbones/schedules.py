@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skdiec.backbones.config_files import Fields, shown
+from skdiec.backbones.config_files import Fields
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import MAX_TIMESTEPS
+from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler

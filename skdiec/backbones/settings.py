@@ -15,6 +15,7 @@ import torch
 from skdiec.backbones.devices import default_device, has_native_bf16, total_memory
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.images import ImageSource
+from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -254,21 +255,3 @@ def _one_of(value: object, name: str, expected: str, known: Sequence[str]) -> st
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be {expected}; got {shown(value)}")
     return str(value)
-
-
-def shown(value: object) -> str:
-    """Return what a message shows of a value: its representation, of bounded length.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    str
-    """
-    try:
-        text = repr(value)
-    except Exception:  # of integers with thousands of digits, and of whatever users' objects raise
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 200 else f"{text[:200]}..."

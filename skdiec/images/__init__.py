@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from skdiec.images.containers import Pictures, is_paths, is_rows, unpack
 from skdiec.images.files import FileImages, as_paths, file_images
 from skdiec.images.pictures import picture_images
 from skdiec.images.source import ImageFormat, ImageSource, thumbnails
+from skdiec.messages import shown
 
 __all__ = [
     "ArrayImages",
@@ -112,7 +112,7 @@ def as_image_source(
     (5, (1, 8, 8), -1.0)
     """
     if channel_axis not in (None, 1, -1):
-        raise ValueError(f"channel_axis must be None, 1 or -1; got {reprlib.repr(channel_axis)}")
+        raise ValueError(f"channel_axis must be None, 1 or -1; got {shown(channel_axis)}")
     value_range = _checked_value_range(value_range)
     shape, shape_is_channels_last = _checked_image_shape(image_shape, channel_axis)
     X = unpack(X)
@@ -128,17 +128,16 @@ def as_image_source(
 def _checked_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
     if value_range is None:
         return None
-    shown = reprlib.repr(value_range)
     try:
         low, high = (float(value) for value in value_range)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"value_range must be a pair of numbers (low, high); got {shown}") from None
+        raise ValueError(f"value_range must be a pair of numbers (low, high); got {shown(value_range)}") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"value_range must be two finite numbers, the lower one first; got {shown}")
+        raise ValueError(f"value_range must be two finite numbers, the lower one first; got {shown(value_range)}")
     width = high - low
     # As many steps as 8 bits have, at least, and a width that can be divided by.
     if not math.isfinite(width) or not math.isfinite(2 / width) or width < 255 * np.spacing(max(-low, high)):
-        raise ValueError(f"value_range must be neither wider nor finer than float64 can tell; got {shown}")
+        raise ValueError(f"value_range must be neither wider nor finer than float64 can tell; got {shown(value_range)}")
     return low, high
 
 
@@ -148,7 +147,7 @@ def _checked_image_shape(
     """Return ``(channels, height, width)``, and whether `image_shape` has the channels last."""
     if image_shape is None:
         return None, False
-    message = f"image_shape must be (height, width) or three numbers with the channels; got {image_shape!r}"
+    message = f"image_shape must be (height, width) or three numbers with the channels; got {shown(image_shape)}"
     try:
         shape = tuple(image_shape)
     except TypeError:
@@ -161,7 +160,7 @@ def _checked_image_shape(
     if channel_axis is None:
         if first == last:
             raise ValueError(
-                f"image_shape {shape} does not tell which number is the channels: set channel_axis to 1 or -1"
+                f"image_shape {shown(shape)} does not tell which number is the channels: set channel_axis to 1 or -1"
             )
         channel_axis = 1 if first else -1
     if channel_axis == -1:

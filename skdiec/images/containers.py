@@ -69,7 +69,11 @@ class StoredArray(LazyArray):
     """
 
     def __init__(self, stored: Any) -> None:
-        super().__init__(stored.shape, _plain(stored[:1]).dtype)
+        try:
+            first = stored[:1]
+        except Exception as error:  # of whatever library it is
+            raise ValueError(f"X must be {FORMS}; got {_name(stored)}, whose rows cannot be read: {error}") from error
+        super().__init__(stored.shape, _plain(first).dtype)
         self._stored = stored
 
     def _read(self, rows: NDArray[np.integer]) -> NDArray:
@@ -181,11 +185,11 @@ def unpack(X: Any) -> Any:
     if isinstance(X, (str, os.PathLike, LazyArray, Pictures)):
         return X
     _refuse_what_is_no_container(X)
-    if hasattr(X, "columns"):
+    if _has(X, "columns"):
         _check_columns(X)
         return X
-    shape = getattr(X, "shape", None)
-    if hasattr(X, "column_names") and hasattr(X, "features"):  # a dataset of Hugging Face
+    shape = X.shape if _has(X, "shape") else None
+    if _has(X, "column_names") and _has(X, "features"):  # a dataset of Hugging Face
         X = _unpack_items(_image_column(X))
     elif _is_tensor(X):
         X = _tensor_array(X, "X")
@@ -204,7 +208,7 @@ def unpack(X: Any) -> Any:
 
 def is_rows(X: Any) -> bool:
     """Tell whether X, as it was unpacked, has rows of numbers: a table, or flat images."""
-    return hasattr(X, "columns") or (isinstance(X, np.ndarray) and X.ndim == 2)
+    return _has(X, "columns") or (isinstance(X, np.ndarray) and X.ndim == 2)
 
 
 def is_paths(X: Any) -> bool:
@@ -212,21 +216,28 @@ def is_paths(X: Any) -> bool:
     return isinstance(X, (str, os.PathLike)) or (isinstance(X, list) and len(X) > 0 and _kind(X[0]) == _PATH)
 
 
+def _has(X: Any, name: str) -> bool:
+    try:
+        return hasattr(X, name)
+    except Exception:  # of attributes that are looked up in ways of their own
+        return False
+
+
 def _refuse_what_is_no_container(X: Any) -> None:
     name = _name(X)
     if isinstance(X, Image.Image):
         raise ValueError(f"X is one PIL image ({name}): pass [image]")
-    if hasattr(X, "tocsr") or hasattr(X, "tocoo"):
+    if _has(X, "tocsr") or _has(X, "tocoo"):
         raise TypeError(f"Sparse data was passed for X, but dense data is required: pass X.toarray(); got {name}")
     if isinstance(X, np.ma.MaskedArray):
         raise ValueError("X must not be a masked array: say what the masked values are, as by X.filled(0)")
-    if isinstance(X, Mapping) or (hasattr(X, "keys") and hasattr(X, "items") and not hasattr(X, "shape")):
+    if isinstance(X, Mapping) or (_has(X, "keys") and _has(X, "items") and not _has(X, "shape")):
         raise ValueError(f"X is a mapping ({name}): pass the entry with the images, as X['images']")
     if isinstance(X, Set):
         raise ValueError(f"X is a {name}, which has no order that labels could follow: pass sorted(X)")
-    if hasattr(X, "batch_size") and hasattr(X, "dataset"):
+    if _has(X, "batch_size") and _has(X, "dataset"):
         raise ValueError(f"X is a {name}, which gives batches, maybe shuffled ones: pass X.dataset")
-    if callable(getattr(X, "read", None)) and callable(getattr(X, "seek", None)):
+    if _has(X, "read") and _has(X, "seek"):
         raise ValueError(f"X is an open file ({name}): pass its path in a list, [path]")
     if X is None or isinstance(X, (bytes, bytearray, type)):
         raise ValueError(f"X must be {FORMS}; got {name}")
@@ -234,12 +245,12 @@ def _refuse_what_is_no_container(X: Any) -> None:
 
 def _unpack_items(X: Any) -> Any:
     for method in ("to_list", "to_pylist", "tolist"):  # columns of pandas, polars and arrow; arrays of objects
-        if hasattr(X, method):
+        if _has(X, method):
             X = getattr(X, method)()
             break
     if isinstance(X, (list, tuple)):
         return _together(list(X))
-    is_mapped = hasattr(X, "__getitem__") and hasattr(X, "__len__")
+    is_mapped = _has(X, "__getitem__") and _has(X, "__len__")
     if is_mapped and len(X) > 0:
         items = X if isinstance(X, _Records) else _Records(X)
         try:
@@ -255,7 +266,7 @@ def _unpack_items(X: Any) -> Any:
             return _together([items[row] for row in range(len(items))])
     if isinstance(X, Iterable):
         return _together(list(X))
-    if hasattr(X, "__array__") or isinstance(X, (int, float, complex, np.generic, memoryview)):
+    if _has(X, "__array__") or isinstance(X, (int, float, complex, np.generic, memoryview)):
         return np.asarray(X)
     raise ValueError(f"X must be {FORMS}; got {_name(X)}")
 
@@ -297,7 +308,7 @@ def _together(items: list) -> Any:
 
 def _stacked(items: list) -> NDArray:
     """Return numbers that lie in a list as one array."""
-    if not any(hasattr(item, "shape") for item in items):
+    if not any(_has(item, "shape") for item in items):
         try:
             return np.asarray(items)
         except ValueError:  # of several lengths: below, the first of another one is named
@@ -351,12 +362,12 @@ def _kind(item: Any) -> str | None:
         return _PICTURE
     if isinstance(item, (bytes, bytearray)):
         return None
-    is_numbers = isinstance(item, (list, tuple, int, float, complex, np.generic)) or hasattr(item, "__array__")
+    is_numbers = isinstance(item, (list, tuple, int, float, complex, np.generic)) or _has(item, "__array__")
     return _NUMBERS if is_numbers else None
 
 
 def _array_depth(value: Any) -> int:
-    return len(value.shape) if isinstance(getattr(value, "shape", None), tuple) else 0
+    return len(value.shape) if _has(value, "shape") and isinstance(value.shape, tuple) else 0
 
 
 def _depth(value: Any) -> int:
@@ -381,7 +392,7 @@ def _item_array(item: Any, row: int) -> NDArray:
 
 
 def _is_tensor(X: Any) -> bool:
-    return hasattr(X, "detach") and hasattr(X, "numpy") and hasattr(X, "layout")
+    return _has(X, "detach") and _has(X, "numpy") and _has(X, "layout")
 
 
 def _tensor_array(tensor: Any, name: str) -> NDArray:

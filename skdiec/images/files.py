@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from skdiec.images.decoding import ImageKind, read_image, read_kind, readable_suffixes, told_of, value_extent
 from skdiec.images.pictures import DecodedImages, common_format
 from skdiec.images.source import ImageFormat
+from skdiec.messages import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -116,16 +117,17 @@ def file_images(
 def as_paths(X: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
     """Return the image files of a folder, or those that a sequence names."""
     if isinstance(X, (str, os.PathLike)):
-        folder = Path(X)
+        folder, name = Path(X), shortened(str(X))
         if os.path.isfile(folder):
-            raise ValueError(f"X must be a folder or a list of image files; {folder} is one file: pass [path]")
+            raise ValueError(f"X must be a folder or a list of image files; {name} is one file: pass [path]")
         if not os.path.isdir(folder):
-            raise ValueError(f"X must be a folder of images: there is no folder {folder}")
+            raise ValueError(f"X must be a folder of images: there is no folder {name}")
         return _files_of(folder)
     paths = [Path(item) for item in X]
     missing = next((path for path in paths if not os.path.isfile(path)), None)
     if missing is not None:
-        problem = f"{missing} is no regular file" if os.path.exists(missing) else f"there is no file {missing}"
+        name = shortened(str(missing))
+        problem = f"{name} is no regular file" if os.path.exists(missing) else f"there is no file {name}"
         raise ValueError(f"X must name image files: {problem}")
     return paths
 
