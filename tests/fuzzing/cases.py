@@ -426,7 +426,7 @@ FILE_FORMS = [
         "[*files_in({}),0] {}/'00.png' [{}/'00.png']*12 pd.Index(files_in({})) files_in({})[::-1] os.fsencode({})",
         "{{'files':files_in({})}} np.array(files_in({}),object) pd.DataFrame({{'path':files_in({})}}) bytes({})",
         "deque(files_in({}))",
-        "[os.fsencode(one)for(one)in(files_in({}))] [one.open('rb')for(one)in(files_in({}))]",
+        "[os.fsencode(one)for(one)in(files_in({}))] [one.open('rb')for(one)in(files_in({}))if(one.is_file())]",
     ),
 ]
 

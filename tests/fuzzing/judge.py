@@ -161,9 +161,10 @@ def _judge(case, bench, hang_seconds):
     with _working_in(bench.here), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            call, model = _prepared(case, bench)
-            X = bench.evaluate(case.X)
-        except Exception as error:
+            with _alarm(hang_seconds):
+                call, model = _prepared(case, bench)
+                X = bench.evaluate(case.X)
+        except (Exception, _Hang) as error:
             return Verdict("not built", error=type(error).__name__, message=_text(error))
         before = _surroundings(bench)
         attributes = {} if model is None else dict(vars(model))
@@ -301,6 +302,8 @@ def _names_what_is_wrong(case, bench, error, message):
         names |= {str(key) or repr(key) for key in value} if isinstance(value, dict) else set()
     if "backbone_folder" in names:
         names.add("folder")
+    if "image_shape" in names:  # makes images of rows, whose range may have to be stated
+        names.add("value_range")
     if case.odd:
         names |= {"X", "n_samples", "features", "image_shape", "value_range"}
     if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) for name in names):

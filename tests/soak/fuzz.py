@@ -128,7 +128,8 @@ class Tally:
         if verdict.outcome == "not built":
             self.unbuilt[f"{verdict.error}: {verdict.message[:80]}"] += 1
         if verdict.problem:
-            words = " ".join(re.findall(r"[A-Za-z]+", verdict.message)[:5])  # one line may raise for many reasons
+            # One line may raise for many reasons, and its messages be too long for one.
+            words = "" if "long" in verdict.problem else " ".join(re.findall(r"[A-Za-z]+", verdict.message)[:5])
             key = (verdict.problem, verdict.error, verdict.where, words)
             count, shortest, its = self.failures.get(key, (0, number, verdict))
             if len(str(case)) < len(str(numbered_case(self._seed, shortest)[1])):
