@@ -797,7 +797,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             check_memory(self.memory)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"memory must be a folder that can be written to; got {shown(self.memory)} ({error})"
+                f"memory must be a folder that can be written to; got {shown(self.memory)} ({shortened(str(error))})"
             ) from error
         for name in self.pretrain_params or {}:
             if not isinstance(name, str):
@@ -1126,7 +1126,7 @@ def _candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tu
     """Return one value, several or the default ones as a tuple."""
     if value is None:
         return tuple(default)
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, torch.Tensor)):
         value = value.tolist()  # a number where it has no axis
     values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     if not values or not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):

@@ -337,6 +337,14 @@ def test_sparse_matrices_are_told_of():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_told_of(layout):
+    nested = torch.nested.nested_tensor([torch.ones(4, 5), torch.ones(3, 5)], layout=layout)
+    with pytest.raises(ValueError, match=r"X must not be a nested tensor: pass a list of its tensors"):
+        as_image_source(nested)
+
+
 def test_quantized_tensors_are_told_of():
     with pytest.raises(ValueError, match="X must not be a quantized tensor"):
         as_image_source(torch.quantize_per_tensor(torch.ones(2, 4, 5), 1.0, 0, torch.quint8))

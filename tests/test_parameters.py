@@ -98,7 +98,10 @@ def test_all_numbers_may_be_of_numpy_with_a_trained_backbone(make_model, images)
 def test_arrays_without_an_axis_are_single_values(name, make_model, images):
     value = {"timestep": 25, "pooling": 1, "layer": "mid_block"}[name]
     expected = make_model(**{name: value}).fit(images)
-    for array in (np.array(value), np.array([value])):
+    arrays = [np.array(value), np.array([value])]
+    if name != "layer":
+        arrays += [torch.tensor(value), torch.tensor([value])]
+    for array in arrays:
         assert_array_equal(make_model(**{name: array}).fit(images).embedding_, expected.embedding_)
 
 
@@ -137,6 +140,8 @@ REFUSED = [
     ({"init": np.zeros((3, 2, 2))}, r"init must be centres of shape"),
     ({"init": np.array(1.0)}, r"init must be centres of shape"),
     ({"timestep": np.array(2.5)}, r"timestep must be one or several integers"),
+    ({"pooling": torch.tensor(0.5)}, r"pooling must be one or several integers"),
+    ({"layer": torch.tensor(1)}, r"layer must be one or several strings"),
     ({"timestep": np.array(True)}, r"timestep must be one or several integers"),
     ({"pretrain_params": {"X": 1}}, r"pretrain_params must not have 'X', which is what fit is given"),
     ({"pretrain_params": {"folder": "x"}}, r"pretrain_params must not have 'folder', for which there is backbone_fol"),

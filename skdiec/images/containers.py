@@ -397,6 +397,8 @@ def _is_tensor(X: Any) -> bool:
 
 def _tensor_array(tensor: Any, name: str) -> NDArray:
     """Return a tensor of torch as an array, wherever it is and whether or not it has a gradient."""
+    if getattr(tensor, "is_nested", False):
+        raise ValueError(f"{name} must not be a nested tensor: pass a list of its tensors, tensor.unbind()")
     if "strided" not in str(tensor.layout):
         raise ValueError(f"{name} must be a dense tensor; got one of layout {tensor.layout}: pass its to_dense()")
     if tensor.device.type == "meta":
