@@ -345,6 +345,7 @@ def test_nested_tensors_are_told_of(layout):
         as_image_source(nested)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_quantized_tensors_are_told_of():
     with pytest.raises(ValueError, match="X must not be a quantized tensor"):
         as_image_source(torch.quantize_per_tensor(torch.ones(2, 4, 5), 1.0, 0, torch.quint8))
