@@ -1110,12 +1110,13 @@ def _check_criterion(criterion: Callable[[NDArray, NDArray], float]) -> None:
     """Raise ValueError for a criterion that is not one, which else would show after the backbone was trained."""
     labels = np.repeat(np.arange(3), 10)
     features = np.random.default_rng(0).normal(size=(len(labels), 2)) + labels[:, None]
+    expected = "criterion must return a finite number for features of shape (n, d) and labels of shape (n,)"
     try:
-        float(criterion(features, labels))
+        value = float(criterion(features, labels))
     except Exception as error:
-        raise ValueError(
-            f"criterion must return a number for features of shape (n, d) and labels of shape (n,): {error!r}"
-        ) from error
+        raise ValueError(f"{expected}: {error!r}") from error
+    if not math.isfinite(value):
+        raise ValueError(f"{expected}; got {value} for three clusters of 30 random rows")
 
 
 def _is_auto(backbone: object) -> bool:

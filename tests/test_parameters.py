@@ -147,9 +147,11 @@ REFUSED = [
     ({"pretrain_params": {"folder": "x"}}, r"pretrain_params must not have 'folder', for which there is backbone_fol"),
     ({"pretrain_params": {"image_shape": (4, 4)}}, r"pretrain_params must not have 'image_shape'"),
     ({"pretrain_params": {"value_range": (0, 1)}}, r"pretrain_params must not have 'value_range'"),
-    ({"criterion": lambda features: 1.0}, r"criterion must return a number .*TypeError"),
-    ({"criterion": lambda features, labels: "high"}, r"criterion must return a number .*could not convert"),
-    ({"criterion": lambda features, labels: None}, r"criterion must return a number"),
+    ({"criterion": lambda features: 1.0}, r"criterion must return a finite number .*TypeError"),
+    ({"criterion": lambda features, labels: "high"}, r"criterion must return a finite number .*could not convert"),
+    ({"criterion": lambda features, labels: None}, r"criterion must return a finite number"),
+    ({"criterion": lambda features, labels: np.nan}, r"criterion must return a finite number .*; got nan"),
+    ({"criterion": lambda features, labels: -np.inf}, r"criterion must return a finite number .*; got -inf"),
 ]
 
 
