@@ -593,7 +593,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         elif backbone is self.backbone:  # a PixelBackbone of the caller's
             backbone = backbone.copy()
         backbone = backbone.to(device)
-        shares = check_share_explained(backbone, source, seed=seeds.noise)
+        shares = check_share_explained(backbone, source, is_trained_on_it=_is_auto(self.backbone), seed=seeds.noise)
         shift = self.shift
         if shift is None:
             shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)

@@ -37,6 +37,7 @@ def pretrain(
     folder: Annotated[Path, typer.Argument(help="Where the backbone goes; a stopped training goes on there.")],
     data: Annotated[Path | None, typer.Option(help="Folder to take the data set from, instead of a download.")] = None,
     image_shape: Annotated[str | None, typer.Option(help="HEIGHT,WIDTH that image files are scaled to.")] = None,
+    value_range: Annotated[str | None, typer.Option(help="LOW,HIGH: black and white in files of over 8 bits.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
@@ -62,6 +63,7 @@ def pretrain(
             "patch_size": patch_size,
             "max_timestep": max_timestep,
             "image_shape": _numbers("image-shape", image_shape),
+            "value_range": _numbers("value-range", value_range, float),
             "device": device,
         }
         given = {name: value for name, value in settings.items() if value is not None}
@@ -112,13 +114,14 @@ def _write_checksum(folder: Path) -> str:
     return checksum
 
 
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+def _numbers(name: str, text: str | None, kind: type[int] | type[float] = int) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(f"--{name} must be whole numbers with commas between; got {text!r}") from error
+        word = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"--{name} must be {word} with commas between; got {text!r}") from error
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -106,14 +107,30 @@ def _read(name: str, folder: Path) -> ImageDataset:
     path = plain if plain.exists() else compressed
     if not path.exists():
         raise FileNotFoundError(f"folder must hold {plain.name} or {compressed.name}; {folder} does not")
+    if not path.is_file():  # to open a pipe would be to wait for its other end
+        raise ValueError(f"{path} is no regular file")
+    try:
+        return _parse(name, path)
+    except (EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no readable .npz file: {error or type(error).__name__}") from error
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is no .npz file of plain numbers") from error
+
+
+def _parse(name: str, path: Path) -> ImageDataset:
+    is_compressed = path.name.endswith("_jpeg.npz")
     with np.load(path) as file:
-        missing = {"X", "y"} - set(file.files) if path == plain else {"data", "offsets", "y"} - set(file.files)
+        if not hasattr(file, "files"):
+            raise ValueError(f"{path} holds one array, not several by name")
+        missing = {"X", "y"} - set(file.files) if not is_compressed else {"data", "offsets", "y"} - set(file.files)
         if missing:
             raise ValueError(f"{path} must hold an array {sorted(missing)[0]!r}; it holds {', '.join(file.files)}")
         labels = file["y"].astype(np.int64)
-        images = file["X"] if path == plain else _decode(file["data"], file["offsets"])
+        images = file["X"] if not is_compressed else _decode(file["data"], file["offsets"])
     _check(images, labels, _KNOWN[name].shape, path)
-    return ImageDataset(name, images, labels, path.name + (", JPEG-compressed" if path == compressed else ""))
+    return ImageDataset(name, images, labels, path.name + (", JPEG-compressed" if is_compressed else ""))
 
 
 def _decode(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -63,6 +64,9 @@ def clustering_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     check_consistent_length(y_true, y_pred)
     if len(y_true) == 0:
         raise ValueError("y_true and y_pred must not be empty")
+    for name, labels in (("y_true", y_true), ("y_pred", y_pred)):
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise ValueError(f"{name} must not contain NaN or infinity")
     table = contingency_matrix(y_true, y_pred)
     return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(y_true))
 

@@ -83,6 +83,8 @@ def library_defaults() -> Iterator[None]:
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext(),
+        # Only where it is another one: this mode costs each call of torch some time.
+        torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext(),
     ):
         yield
 
@@ -103,6 +105,7 @@ def torch_pool(n_workers: int, threads_each: int) -> ThreadPoolExecutor:
     all_started = threading.Barrier(n_workers)
 
     def settle() -> None:
+        torch.get_num_threads()  # else the first layer would set this thread to the process's number
         torch.set_num_threads(threads_each)
         all_started.wait()  # else one worker could serve several of these calls
 

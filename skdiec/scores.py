@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
@@ -43,16 +45,23 @@ def scott_score(X: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-6) -> floa
     >>> round(scott_score([[0.0], [2.0], [10.0], [12.0]], [0, 0, 1, 1], ridge=0), 4)  # log(104 / 4)
     3.2581
     """
-    X = np.asarray(X, dtype=np.float64)
+    if not 0 <= ridge < np.inf:
+        raise ValueError(f"ridge must be a finite number of at least 0; got {ridge!r}")
+    X = np.asarray(X)
+    if X.dtype.kind not in "buif" or X.size == 0:
+        raise ValueError(f"X must hold real numbers; got {X.size} of dtype {X.dtype}")
+    X = X.astype(np.float64)
     if X.ndim != 2:
         raise ValueError(f"X must have shape (n, q); got {X.shape}")
     codes, counts = _codes(labels, len(X))
     if not np.isfinite(X).all():
         raise ValueError("X must not contain NaN or infinity")
     # At unit scale: the solver's cutoff would drop features far smaller than the largest. Rounding is no spread.
+    largest = np.abs(X).max(axis=0)
+    X = X / np.where(largest > 0, largest, 1.0)  # squares of the largest and smallest numbers are none
     centered = X - X.mean(axis=0)
     spread = np.sqrt(np.square(centered).mean(axis=0))
-    centered = centered / np.where(spread > 1e-12 * np.abs(X).max(axis=0), spread, np.inf)
+    centered = centered / np.where(spread > 16 * np.finfo(float).eps, spread, np.inf)
     total = centered.T @ centered
     sums = np.zeros((len(counts), X.shape[1]))
     np.add.at(sums, codes, centered)
@@ -92,9 +101,7 @@ def normalized_cut(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -
     >>> round(normalized_cut(path, [0, 0, 1, 1]), 4)  # 1/3 + 1/3
     0.6667
     """
-    inside, volume = _inside_and_volume(graph, labels)
-    # Rounding must not put clusters without an edge between them below 0.
-    return float(np.sum(np.maximum(1.0 - inside / np.where(volume > 0, volume, 1.0), 0.0)))
+    return _cut(*_inside_and_volume(graph, labels))
 
 
 def balanced_cut(
@@ -126,10 +133,17 @@ def balanced_cut(
     >>> round(balanced_cut(path, [0, 0, 1, 1], 2), 4)  # balanced: the normalised cut
     0.6667
     """
-    _, counts = _codes(labels, graph.shape[0])
+    inside, volume = _inside_and_volume(graph, labels)
+    _, counts = _codes(labels, len(np.asarray(labels)))
+    if isinstance(n_clusters, bool) or not isinstance(n_clusters, Integral) or n_clusters < len(counts):
+        raise ValueError(
+            f"n_clusters must be an int of at least the {len(counts)} clusters in labels; got {n_clusters!r}"
+        )
+    if not 0 <= balance < np.inf:
+        raise ValueError(f"balance must be a finite number of at least 0; got {balance!r}")
     shares = counts / counts.sum()
     deficit = max(0.0, np.log(n_clusters) + float(np.sum(shares * np.log(shares))))
-    return float(normalized_cut(graph, labels) + (n_clusters - len(counts)) + balance * deficit)
+    return float(_cut(inside, volume) + (n_clusters - len(counts)) + balance * deficit)
 
 
 def relative_cut(
@@ -162,8 +176,8 @@ def relative_cut(
     >>> round(relative_cut(path, [0, 0, 1, 1], 2), 4)  # (2/3) / (3/2 + 2)
     0.1905
     """
-    graph = sparse.csr_array(graph)
     cost = balanced_cut(graph, labels, n_clusters, balance=balance)
+    graph = sparse.csr_array(graph)
     further = np.maximum(1.0 - leading_eigenpairs(graph, 2 * n_clusters, complete=True)[0][n_clusters:], 0.0)
     return float(cost / max(further.sum(), 1e-12)) if len(further) else cost
 
@@ -197,11 +211,24 @@ def modularity(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -> fl
     return float(np.sum(inside / total - (volume / total) ** 2))
 
 
+def _cut(inside: NDArray, volume: NDArray) -> float:
+    # Rounding must not put clusters without an edge between them below 0.
+    return float(np.sum(np.maximum(1.0 - inside / np.where(volume > 0, volume, 1.0), 0.0)))
+
+
 def _inside_and_volume(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -> tuple[NDArray, NDArray]:
     """Return, for each cluster, the weight inside it and the sum of its nodes' degrees."""
-    graph = sparse.csr_array(graph)
-    if graph.shape[0] != graph.shape[1]:
+    try:
+        graph = sparse.csr_array(graph)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"graph must be a matrix of numbers: {error}") from error
+    if graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
         raise ValueError(f"graph must be square; got shape {graph.shape}")
+    # The sum is finite only if all weights are.
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_finite = np.isfinite(graph.data.sum())
+    if graph.nnz and not (is_finite and graph.data.min() >= 0):
+        raise ValueError("graph must have finite weights of at least 0")
     codes, counts = _codes(labels, graph.shape[0])
     tails, heads = np.repeat(codes, np.diff(graph.indptr)), codes[graph.indices]
     inside = np.bincount(tails, graph.data * (tails == heads), minlength=len(counts))

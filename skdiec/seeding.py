@@ -41,7 +41,7 @@ class drawing_from_seed(TorchFunctionMode):  # noqa: N801 - a context, named as 
     --------
     >>> with drawing_from_seed(0):
     ...     layer = torch.nn.Linear(1, 1)
-    >>> round(float(layer.weight), 4)
+    >>> round(layer.weight.item(), 4)
     -0.0075
     """
 

@@ -509,7 +509,10 @@ class _Tracker:
         self._sizes.append(sizes)
         self._rows.append({**means, "cut": cut, "changed": changed})
         loss = means.get("loss", float("nan"))
-        logger.info("epoch %d: loss %.4f, cut %.4f, %.2f %% changed", len(self._rows) - 1, loss, cut, 100 * changed)
+        if len(self._rows) == 1:
+            logger.info("before training: cut %.4f, %.2f %% changed", cut, 100 * changed)
+        else:
+            logger.info("epoch %d: loss %.4f, cut %.4f, %.2f %% changed", len(self._rows) - 1, loss, cut, 100 * changed)
         return changed
 
     def restore(self) -> None:

@@ -576,3 +576,49 @@ def test_hugging_face():
         assert as_image_source(X).fingerprint() == expected
     with pytest.raises(ValueError, match=r"X is a mapping \(DatasetDict\)"):
         as_image_source(datasets.DatasetDict(train=dataset))
+
+
+class Mixed:
+    """A dataset with one item of another kind of numbers."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, row):
+        image = np.full((4, 4), row, np.uint8)
+        return image.astype(self.kind) if row == 9 else image
+
+
+def test_items_of_another_kind_of_numbers_are_told_of():
+    with pytest.raises(ValueError, match=r"item 0 has .* and uint8, item 9 has .* and bool"):
+        as_image_source(Mixed(bool)).fingerprint()
+
+
+class Lying:
+    """An array of another library that gives other rows than its shape says."""
+
+    shape, dtype, ndim = (24, 8, 8), np.dtype(np.uint8), 3
+
+    def __init__(self, later):
+        self.later = later
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, rows):
+        return np.zeros((24, 8, 8), np.uint8)[rows] if rows.stop == 1 else self.later[rows]
+
+
+@pytest.mark.parametrize("later", [np.zeros((24, 7, 8), np.uint8), np.zeros((24, 8, 8)), np.zeros((9, 8, 8), np.uint8)])
+def test_arrays_that_give_other_rows_than_they_have_are_told_of(later):
+    with pytest.raises(ValueError, match="X gives other rows than it has"):
+        as_image_source(Lying(later)).read(slice(None))
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6), (10**30, 8), (2**15, 2**15)])
+def test_images_far_too_large_are_told_of(shape):
+    with pytest.raises(ValueError, match="image_shape must have sides of at most"):
+        as_image_source(np.zeros((2, 64), np.uint8), image_shape=shape)

@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -129,3 +130,24 @@ def test_unknown_names_and_missing_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder must hold mnist\.npz or mnist_jpeg\.npz"):
         load_dataset("mnist", tmp_path)
     assert len(DATASETS) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes on this system")
+def test_pipes_are_no_data_sets(tmp_path):
+    os.mkfifo(tmp_path / "usps.npz")
+    with pytest.raises(ValueError, match=r"usps\.npz is no regular file"):
+        load_dataset("usps", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut"])
+def test_damaged_data_sets_are_named(content, tmp_path):
+    (tmp_path / "usps.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"usps\.npz is no") as caught:
+        load_dataset("usps", tmp_path)
+    assert "pickle" not in str(caught.value)
+
+
+def test_data_sets_of_objects_are_named(tmp_path):
+    np.savez(tmp_path / "usps.npz", X=np.zeros((2, 16, 16), np.uint8), y=np.array([None, {}], dtype=object))
+    with pytest.raises(ValueError, match=r"usps\.npz is no \.npz file of plain numbers"):
+        load_dataset("usps", tmp_path)

@@ -539,3 +539,52 @@ def test_images_whose_file_was_closed_are_told_of(tmp_path):
         pass
     with pytest.raises(ValueError, match="its file was closed before its pixels were read"):
         image_kind(image)
+
+
+# Files that Pillow reads as others than they are
+
+
+def tiff(path, values, *, photometric=1, sample_format=1):
+    """Write an uncompressed grey TIFF file by hand."""
+    height, width = values.shape
+    tags = [
+        *((256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, photometric), (273, 8), (277, 1)),
+        *((278, height), (279, values.nbytes), (339, sample_format)),
+    ]
+    pixels = values.tobytes()
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_file_made_by_hand_is_read(dtype, tmp_path):
+    values = np.arange(12, dtype=dtype).reshape(3, 4)
+    found = read_image(tiff(tmp_path / "a.tif", values), (1, 3, 4), (0, float(np.iinfo(dtype).max)))
+    np.testing.assert_array_equal(found[0], values)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "message"),
+    [
+        (np.arange(-6, 6, dtype=np.int8).reshape(3, 4), {"sample_format": 2}, "signed values of 8 bits"),
+        (np.arange(12, dtype=np.uint16).reshape(3, 4), {"photometric": 0}, "more than 8 bits with white as 0"),
+    ],
+)
+def test_files_that_would_be_misread_are_told_of(values, tags, message, tmp_path):
+    path = tiff(tmp_path / "a.tif", values, **tags)
+    with pytest.raises(ValueError, match=f"cannot read the image file {re.escape(str(path))}: it has {message}"):
+        read_kind(path)
+
+
+def test_grey_of_8_bits_with_white_as_0_is_inverted(tmp_path):
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    found = read_image(tiff(tmp_path / "a.tif", values, photometric=0), (1, 3, 4), (0.0, 255.0))
+    np.testing.assert_array_equal(found[0], 255 - values)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (8, 0), (0, 8)])
+def test_images_without_pixels_are_told_of(size):
+    with pytest.raises(ValueError, match="it has no pixels"):
+        image_kind(Image.new("L", size))

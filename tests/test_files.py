@@ -499,3 +499,21 @@ def test_the_first_file_that_cannot_be_read_is_named(tmp_path):
     for read in (lambda: source.read(EVERYTHING), source.in_memory, source.fingerprint):
         with pytest.raises(ValueError, match=r"cannot read the image file .*/5\.png: .*No such file"):
             read()
+
+
+def test_folders_of_the_system_and_those_that_hold_this_one_are_not_followed(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    Image.new("L", (4, 4)).save(inner / "a.png")
+    Image.new("L", (4, 4)).save(tmp_path / "outer.png")
+    (inner / "up").symlink_to(tmp_path)
+    (inner / "root").symlink_to("/")
+    if Path("/proc/self").exists():
+        (inner / "process").symlink_to("/proc/self")
+    with pytest.warns(UserWarning, match=r"linked folders that hold this one, or are the system's: [23]"):
+        assert as_image_source(inner).paths == [inner / "a.png"]
+
+
+def test_an_empty_name_is_no_folder():
+    with pytest.raises(ValueError, match="X must be a folder of images; got an empty name"):
+        as_image_source("")

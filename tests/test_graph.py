@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_circles
+from sklearn.exceptions import ConvergenceWarning
 
 from skdiec import graph as graph_module
 from skdiec.graph import (
@@ -340,6 +341,7 @@ def test_co_association_graph_is_that_of_each_edge():
     np.testing.assert_array_equal(co_association_graph(graph, []).toarray(), graph.toarray())
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters:sklearn.exceptions.ConvergenceWarning")
 def test_ensemble_partition_of_degenerate_input():
     X = np.random.default_rng(0).normal(size=(4, 2))
     assert ensemble_partition(X, knn_graph(X, 2), 1, normalized_cut).labels.tolist() == [0, 0, 0, 0]
@@ -352,23 +354,25 @@ def test_ensemble_partition_of_degenerate_input():
         ensemble_partition(X, knn_graph(X, 2), 2, normalized_cut, n_init=0)
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters:sklearn.exceptions.ConvergenceWarning")
 def test_best_partition_of_degenerate_input():
     X = np.random.default_rng(0).normal(size=(4, 2))
     one = best_partition(X, knn_graph(X, 2), 1, normalized_cut)
     assert (one.labels.tolist(), one.source) == ([0, 0, 0, 0], "k-means")
     singles = best_partition(X, knn_graph(X, 2), 4, normalized_cut)
     assert sorted(singles.labels) == [0, 1, 2, 3]
-    pairs = np.repeat([[0.0], [1.0]], 5, axis=0)  # fewer distinct rows than clusters, without a warning
+    pairs = np.repeat([[0.0], [1.0]], 5, axis=0)  # fewer distinct rows than clusters
     assert best_partition(pairs, knn_graph(pairs, 2), 3, normalized_cut).labels.shape == (10,)
     with pytest.raises(ValueError, match="n_init must be at least 1; got 0"):
         best_partition(X, knn_graph(X, 2), 2, normalized_cut, n_init=0)
 
 
-def test_kmeans_labels_are_those_of_scikit_learn_and_duplicates_do_not_warn():
+def test_kmeans_labels_are_those_of_scikit_learn_with_its_warning_of_duplicates():
     X = np.random.default_rng(0).uniform(size=(50, 2))
     expected = KMeans(4, n_init=3, random_state=9).fit(X).labels_
     np.testing.assert_array_equal(kmeans_labels(X, 4, n_init=3, seed=9), expected)
     empty = np.zeros(50, dtype=int)  # a cluster without rows has no mean: as without a warm start
     np.testing.assert_array_equal(kmeans_labels(X, 4, n_init=3, warm_start=empty, seed=9), expected)
-    labels = kmeans_labels(np.repeat([[0.0], [1.0]], 5, axis=0), 3)
+    with pytest.warns(ConvergenceWarning, match="Number of distinct clusters"):
+        labels = kmeans_labels(np.repeat([[0.0], [1.0]], 5, axis=0), 3)
     assert (len(set(labels[:5])), len(set(labels[5:])), len(set(labels))) == (1, 1, 2)

@@ -405,3 +405,33 @@ def test_wrong_arrays_are_told_of(X, options, message):
 def test_a_source_cannot_be_made_of_the_abstract_class():
     with pytest.raises(TypeError, match="abstract"):
         ImageSource(IMAGE_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "later"), [(np.uint8, float), (float, np.uint8), (bool, np.uint8), (np.uint8, bool)]
+)
+def test_later_rows_of_a_table_of_pixels_are_of_its_type(fitted, later):
+    rows = np.arange(12).reshape(3, 4)
+    like = as_image_source(rows.astype(fitted)).format
+    assert as_image_source(rows.astype(fitted), like=like).format == like
+    with pytest.raises(ValueError, match=r"value_range must be stated for this X .*another type"):
+        as_image_source(rows.astype(later), like=like)
+
+
+def test_later_rows_of_other_tables_are_of_any_type():
+    rows = np.arange(12).reshape(3, 4)
+    like = as_image_source(rows.astype(np.float64)).format
+    for later in (np.float32, np.int64, np.int16, np.uint16):
+        np.testing.assert_array_equal(as_image_source(rows.astype(later), like=like).read(slice(None))[0, 0, 0, 0], -1)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_two_numbers_are_the_size_of_images_with_channels_too(layout):
+    X = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+    given = X if layout == "first" else np.moveaxis(X, 1, -1)
+    source = as_image_source(given, image_shape=(4, 5))
+    assert source.shape == (3, 4, 5)
+    np.testing.assert_array_equal(source.read(slice(None)), as_image_source(X).read(slice(None)))
+    assert as_image_source(given, image_shape=(4, 5), like=source.format).shape == (3, 4, 5)
+    with pytest.raises(ValueError, match=r"image_shape \(1, 5, 4\)"):
+        as_image_source(given, image_shape=(5, 4))

@@ -16,6 +16,7 @@ import diffusers
 import huggingface_hub
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
@@ -745,3 +746,18 @@ def test_cache_of_the_hub_serves_without_a_network(make_unet, pipeline_folder, t
     assert equal_weights(load_backbone("some-one/a.model_1").network, make_unet())
     with pytest.raises(ValueError, match="neither a local folder nor could it be fetched from the Hub"):
         load_backbone("some-one/else")
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64, torch.uint8])
+def test_weights_that_are_no_real_numbers_are_told_of(kind, make_unet, tmp_path):
+    make_unet().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({name: tensor.to(kind) for name, tensor in weights.items()}, file)
+    with pytest.raises(ValueError, match=r"backbone file .* of type .*, where weights are F16, BF16, F32, F64"):
+        load_backbone(tmp_path)
+
+
+def test_an_empty_name_is_no_backbone():
+    with pytest.raises(ValueError, match=r"backbone must be .*; got an empty name"):
+        load_backbone("")

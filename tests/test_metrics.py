@@ -101,3 +101,11 @@ def test_scorers_choose_in_a_grid_search(scorer, metric):
             for train, test in folds.split(X)
         ]
         assert found == pytest.approx(np.mean(by_hand))
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_labels_that_are_no_numbers_are_told_of(odd):
+    with pytest.raises(ValueError, match="y_true must not contain NaN or infinity"):
+        clustering_accuracy([0, odd], [0, 1])
+    with pytest.raises(ValueError, match="y_pred must not contain NaN or infinity"):
+        clustering_accuracy([0, 1], [0, odd])

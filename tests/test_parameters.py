@@ -42,7 +42,7 @@ REALS = {
     "denoising_weight": 0.5,
     "nu": 2.0,
     "learning_rate": 0.0078125,
-    "backbone_learning_rate": 0.25,
+    "backbone_learning_rate": 0.0009765625,
     "tol": 0.5,
 }
 

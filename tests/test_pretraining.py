@@ -681,7 +681,7 @@ def test_epochs_are_logged(caplog):
 
 
 def _start(value):
-    return re.escape(repr(value)[:200])
+    return re.escape(repr(value)[:15])
 
 
 @pytest.mark.parametrize(
@@ -755,7 +755,7 @@ def test_step_that_does_not_fit_into_memory_is_told_of(monkeypatch):
 
 def test_untrained_backbone_tells_of_unknown_and_wrong_settings():
     source = as_image_source(IMAGES)
-    with pytest.raises(ValueError, match=r"pretrain has no parameter 'epoch'; it has X, folder, .*, epochs, "):
+    with pytest.raises(ValueError, match=r"pretrain has no parameter 'epoch'; it has epochs, "):
         untrained_backbone(source, epoch=3)
     with pytest.raises(ValueError, match="epochs must be an int of at least 1; got 0"):
         untrained_backbone(source, epochs=0)

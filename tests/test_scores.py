@@ -253,3 +253,54 @@ def test_cuts_of_clusters_without_edges_between_them_are_never_below_zero(sizes,
     labels = np.repeat(np.arange(len(sizes)), sizes)
     assert normalized_cut(graph, labels) == 0
     assert 0 <= balanced_cut(graph, labels, len(sizes)) <= np.log(len(sizes))
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (np.where(PATH > 0, np.nan, 0), "graph must have finite weights of at least 0"),
+        (np.where(PATH > 0, np.inf, 0), "graph must have finite weights"),
+        (-PATH, "graph must have finite weights of at least 0"),
+        (PATH * 1e308, "graph must have finite weights"),
+        (PATH[0], "graph must be square"),
+        (PATH[:3], "graph must be square"),
+        (None, "graph must be a matrix of numbers"),
+        ("graph", "graph must be a matrix of numbers"),
+    ],
+)
+def test_graphs_that_are_none_are_told_of(graph, message):
+    for score in (normalized_cut, modularity, lambda *given: balanced_cut(*given, 2), lambda *g: relative_cut(*g, 2)):
+        with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=message):
+            score(graph, [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("n_clusters", [1, 0, -1, True, 2.5, np.nan, "2", None])
+def test_fewer_clusters_than_labels_have_are_told_of(n_clusters):
+    for score in (balanced_cut, relative_cut):
+        with pytest.raises(ValueError, match="n_clusters must be an int of at least the 2 clusters in labels; got"):
+            score(sparse.csr_array(PATH), [0, 0, 1, 1], n_clusters)
+
+
+@pytest.mark.parametrize("balance", [np.nan, -1, np.inf])
+def test_weights_of_balance_that_cannot_be_are_told_of(balance):
+    with pytest.raises(ValueError, match="balance must be a finite number"):
+        balanced_cut(sparse.csr_array(PATH), [0, 0, 1, 1], 2, balance=balance)
+
+
+@pytest.mark.parametrize("change", [1e13, -1e13, 0.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-170, 1e155, 1e170])
+def test_scott_score_is_the_same_at_any_offset_and_scale(change, scale):
+    X = np.array([[0.0], [2.0], [10.0], [12.0]])
+    assert scott_score((X + change) * scale, [0, 0, 1, 1], ridge=0) == pytest.approx(np.log(104 / 4), rel=1e-2)
+
+
+@pytest.mark.parametrize("ridge", [-1, np.nan, np.inf])
+def test_ridges_that_cannot_be_are_told_of(ridge):
+    with pytest.raises(ValueError, match="ridge must be a finite number of at least 0"):
+        scott_score([[0.0], [1.0]], [0, 1], ridge=ridge)
+
+
+@pytest.mark.parametrize("X", [np.zeros((0, 2)), np.ones((2, 2)) * 1j, [["a"], ["b"]]])
+def test_scott_score_tells_of_what_holds_no_real_numbers(X):
+    with pytest.raises(ValueError, match="X must hold real numbers"):
+        scott_score(X, [0] * len(X))

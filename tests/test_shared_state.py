@@ -133,6 +133,7 @@ def test_output_in_frames_is_of_the_estimator_alone(criterion, search, make_mode
         torch.no_grad,
         torch.inference_mode,
         lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
     ],
 )
 def test_settings_of_the_program_do_not_change_a_fit(settings, images):

@@ -175,7 +175,12 @@ def read_checkpoint(
                     f"{name} should be {tuple(tensor.shape)} in F32; got {tuple(found.get_shape())} in "
                     f"{found.get_dtype()}"
                 )
-        return position, {name: file.get_tensor(name) for name in like}
+        tensors = {name: file.get_tensor(name) for name in like}
+        broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        broken += [name for name, tensor in tensors.items() if name.startswith("exp_avg_sq.") and (tensor < 0).any()]
+        if broken:
+            raise ValueError(f"{broken[0]} has values that no training reaches")
+        return position, tensors
 
 
 def _position(found: Any, steps_per_epoch: int, total_steps: int) -> Position:

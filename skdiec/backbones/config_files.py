@@ -20,6 +20,8 @@ MAX_JSON_BYTES = 2**20
 MAX_HEADER_BYTES = 2**22
 """Bytes that the header of a safetensors file may have: some 40,000 tensors."""
 
+_WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
+
 MAX_DEPTH = 32
 """How deep a configuration may be nested."""
 
@@ -150,7 +152,14 @@ def read_header(path: Path) -> Header:
     try:
         with safe_open(path, framework="pt") as weights:
             names = weights.keys()
-            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+            slices = {name: weights.get_slice(name) for name in names}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            for name, part in slices.items():
+                if part.get_dtype() not in _WEIGHT_TYPES:
+                    raise ValueError(
+                        f"backbone file {path} has {shown(name)} of type {part.get_dtype()}, where weights are "
+                        f"{', '.join(_WEIGHT_TYPES)}"
+                    )
             return Header(shapes, dict(weights.metadata() or {}))
     except (SafetensorError, OSError, RuntimeError) as error:  # the last where the file cannot be mapped
         raise ValueError(f"backbone file {path} has damaged or truncated weights: {error}") from error

@@ -38,6 +38,8 @@ def as_folder(folder: Any) -> Path:
     ValueError
         For what is no path, and for the path of something else.
     """
+    if isinstance(folder, str) and not folder:
+        raise ValueError("folder must be a path or None; got an empty name")
     try:
         path = Path(folder)
     except TypeError:

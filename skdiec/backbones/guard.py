@@ -23,13 +23,17 @@ _N_IMAGES = 256
 _BATCH_SIZE = 32
 
 
-def check_share_explained(backbone: PixelBackbone, source: ImageSource, *, seed: int = 0) -> dict[int, float]:
+def check_share_explained(
+    backbone: PixelBackbone, source: ImageSource, *, is_trained_on_it: bool = False, seed: int = 0
+) -> dict[int, float]:
     """Measure the share explained (see `share_explained`), log it, and warn where it is negative.
 
     Parameters
     ----------
     backbone, source, seed
         As in `share_explained`.
+    is_trained_on_it : bool, default=False
+        The backbone was trained on these images, which leaves fewer reasons to warn of.
 
     Returns
     -------
@@ -44,11 +48,18 @@ def check_share_explained(backbone: PixelBackbone, source: ImageSource, *, seed:
     numbers = ", ".join(f"{share:.2f} at timestep {timestep}" for timestep, share in shares.items())
     logger.info("share explained of these images: %s", numbers)
     if any(share < 0 for share in shares.values()):
+        reason = (
+            "it was trained too little, or there is nothing to learn in them"
+            if is_trained_on_it
+            else (
+                "value_range is not what black and white are in X, or the backbone has the noise schedule or the "
+                "prediction_type of another network, or it was trained on other images or images scaled otherwise, "
+                "or too little"
+            )
+        )
         warnings.warn(
             f"the backbone denoises these images worse than a straight line does: share explained {numbers} (1 is "
-            "perfect). Either value_range is not what black and white are in X, or the backbone has the noise schedule "
-            "or the prediction_type of another network, or it was trained on other images or images scaled otherwise, "
-            "or too little",
+            f"perfect). Either {reason}",
             stacklevel=4,  # where fit is called
         )
     return shares
@@ -103,7 +114,7 @@ def _timesteps(backbone: PixelBackbone) -> list[int]:
 def _sums(backbone: PixelBackbone, x0: torch.Tensor, timestep: int, generator: torch.Generator) -> NDArray[np.float64]:
     """Return the sums over pixels that the share follows from."""
     timesteps = torch.full((len(x0),), timestep, dtype=torch.long, device=x0.device)
-    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device="cpu").to(x0.device)
     x_t = backbone.add_noise(x0, noise, timesteps)
     target = backbone.target(x0, noise, timesteps)
     prediction = backbone.predict(x_t, timesteps)[:, : target.shape[1]]

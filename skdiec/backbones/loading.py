@@ -92,6 +92,8 @@ def load_backbone(backbone: str | os.PathLike | Any) -> PixelBackbone:
 
 
 def _load(name: str | os.PathLike) -> PixelBackbone:
+    if not str(name):
+        raise ValueError("backbone must be 'auto', a folder, a Hub id or a loaded model; got an empty name")
     path = Path(name)
     if os.path.isfile(path):
         if path.suffix.lower() in PICKLE_SUFFIXES:

@@ -256,9 +256,8 @@ def untrained_backbone(source: ImageSource, **settings: Any) -> PixelBackbone:
     signature = inspect.signature(pretrain)
     unknown = sorted(set(settings) - set(signature.parameters))
     if unknown:
-        raise ValueError(
-            f"pretrain_params: pretrain has no parameter {shown(unknown[0])}; it has {', '.join(signature.parameters)}"
-        )
+        known = ", ".join(name for name in signature.parameters if name not in ("X", "folder", *_IMAGE_PARAMETERS))
+        raise ValueError(f"pretrain_params: pretrain has no parameter {shown(unknown[0])}; it has {known}")
     elsewhere = [name for name in ("X", "folder", *_IMAGE_PARAMETERS) if name in settings]
     if elsewhere:
         raise ValueError(

@@ -28,6 +28,7 @@ _MAX_COUNT = 2**31 - 1
 _MAX_CHANNELS = 2**20
 _MAX_RESOLUTIONS = 8
 _MAX_LAYERS_PER_BLOCK = 16
+_MAX_FOLDED = 65536  # channels of a network's input
 _MAX_PATCH_SIZE = 2**10
 
 
@@ -91,6 +92,10 @@ def resolve_settings(
         while math.ceil(max(height, width) / patch_size) > 16:
             patch_size *= 2
     patch_size = _count(patch_size, "patch_size", _MAX_PATCH_SIZE)
+    if source.shape[0] * patch_size**2 > _MAX_FOLDED:
+        raise ValueError(
+            f"patch_size must fold images of {source.shape[0]} channels into at most {_MAX_FOLDED}; got {patch_size}"
+        )
     if channels is None:
         side = math.ceil(max(height, width) / patch_size)
         if side > 8:

@@ -31,6 +31,11 @@ __all__ = [
 ]
 
 
+MAX_SIDE = 2**16
+MAX_VALUES = 2**28
+"""Bounds of `image_shape`: larger images, of a gigabyte as floats, are mistakes."""
+
+
 def as_image_source(
     X: ArrayLike | str | os.PathLike | Iterable,
     *,
@@ -56,8 +61,8 @@ def as_image_source(
     image_shape : sequence of int, default=None
         ``(height, width)``, or three numbers with the channels where `channel_axis` says. Needed for
         flat image rows; without it, a two-dimensional X is a table: each row is laid out on the
-        smallest square that holds it, filled with the lowest value. For files, two numbers are the size
-        alone: the channels are those of the files.
+        smallest square that holds it, filled with the lowest value. For files and arrays of four dimensions, two
+        numbers are the size alone: the channels are theirs.
     channel_axis : {1, -1}, default=None
         Where four-dimensional input (and three numbers of `image_shape`, counted with the axis of the
         images) has its channels. None finds it where only one axis is 1 to 4 long.
@@ -122,7 +127,18 @@ def as_image_source(
         return picture_images(X, sides, value_range, file_shape, like)
     if is_paths(X):
         return file_images(as_paths(X), sides, value_range, file_shape, like)
-    return as_array_images(as_array(X), shape, shape_is_channels_last, channel_axis, value_range, like)
+    array = as_array(X)
+    if shape is not None and len(sides) == 2 and array.ndim == 4:
+        shape = _with_channels(array.shape, shape)
+    return as_array_images(array, shape, shape_is_channels_last, channel_axis, value_range, like)
+
+
+def _with_channels(array_shape: tuple[int, ...], shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return a shape, of which two numbers were stated, with the channels of the array that has these sides."""
+    for channels, *found in (array_shape[1:], (array_shape[3], *array_shape[1:3])):
+        if tuple(found) == shape[1:] and channels in CHANNEL_COUNTS:
+            return (channels, *shape[1:])
+    return shape
 
 
 def _checked_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
@@ -154,6 +170,10 @@ def _checked_image_shape(
         raise ValueError(message) from None
     if len(shape) not in (2, 3) or not all(isinstance(side, (int, np.integer)) and side > 0 for side in shape):
         raise ValueError(message)
+    if max(shape) > MAX_SIDE or math.prod(int(side) for side in shape) > MAX_VALUES:
+        raise ValueError(
+            f"image_shape must have sides of at most {MAX_SIDE:,} and at most {MAX_VALUES:,} values; got {shown(shape)}"
+        )
     if len(shape) == 2:
         return (1, int(shape[0]), int(shape[1])), False
     first, last = shape[0] in CHANNEL_COUNTS, shape[2] in CHANNEL_COUNTS

@@ -130,6 +130,8 @@ def as_array_images(
     low, high = _bounds(array, kind, value_range)
     is_stated = value_range is not None
     value_range = value_range or _default_value_range(array.dtype, is_table, kind, like, low, high)
+    if is_table and value_kind(array.dtype) in _RANGES:  # pixels, whose scale other numbers do not have
+        kind = value_kind(array.dtype)
     found_format = ImageFormat(shape, value_range, is_table, kind)
     if like is not None:
         like.check_later(found_format, f"dtype {array.dtype}, values from {low:g} to {high:g}", is_stated=is_stated)

@@ -81,7 +81,13 @@ class StoredArray(LazyArray):
         wanted, places = np.unique(rows, return_inverse=True)
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
         blocks = [_plain(self._stored[int(run[0]) : int(run[-1]) + 1]) for run in runs if len(run)]
-        return np.concatenate(blocks)[places] if blocks else np.empty((0, *self.shape[1:]), self.dtype)
+        read = np.concatenate(blocks) if blocks else np.empty((0, *self.shape[1:]), self.dtype)
+        if read.shape != (len(wanted), *self.shape[1:]) or value_kind(read.dtype) != value_kind(self.dtype):
+            raise ValueError(
+                f"X gives other rows than it has: of shape {read.shape} and dtype {read.dtype}, where "
+                f"{(len(wanted), *self.shape[1:])} and {self.dtype} are expected"
+            )
+        return read[places]
 
 
 class ItemArray(LazyArray):
@@ -102,7 +108,8 @@ class ItemArray(LazyArray):
         block = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for image, row in zip(block, rows.tolist(), strict=True):
             item = _item_array(self._items[row], row)
-            if item.shape != self.shape[1:] or not np.can_cast(item.dtype, self.dtype):
+            is_alike = np.can_cast(item.dtype, self.dtype) and value_kind(item.dtype) == value_kind(self.dtype)
+            if item.shape != self.shape[1:] or not is_alike:
                 raise ValueError(
                     f"images of X must have one shape and type: item 0 has {self.shape[1:]} and {self.dtype}, "
                     f"item {row} has {item.shape} and {item.dtype}"

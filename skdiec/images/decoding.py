@@ -23,7 +23,7 @@ BY_CONTENT = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "
 """Formats of Pillow that are found by their content, so that wrong suffixes do no harm."""
 
 BY_SUFFIX = frozenset(
-    {*BY_CONTENT, "BLP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "MPO", "MSP"}
+    {*BY_CONTENT, "BLP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "MPO", "MSP"}
     | {"PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI", "SUN", "TGA", "XBM", "XPM"}
 )
 """Formats of Pillow that are read where the suffix says so: all that hold pixels. Those that run another program
@@ -82,12 +82,15 @@ def image_kind(image: Image.Image) -> ImageKind:
     """Return what kind of image this is, from its header alone where it has not been loaded."""
     if _is_pending(image) and image.fp is None:
         raise ValueError("its file was closed before its pixels were read")
+    if 0 in image.size:
+        raise ValueError(f"it has no pixels: its width and height are {image.size}")
     layout = _raw_layout(image)
     is_cut = _CUT_TO_8_BITS.fullmatch(layout) is not None
     dtype = np.uint16 if is_cut else _DEEP_DTYPES.get(image.mode, np.uint8)
     grey = image.mode in _GREY_MODES or layout.startswith("LA;16")
     width, height = image.size
     if _is_pending(image) and image.format == "TIFF":
+        _check_tiff(image)
         # The size in the file: Pillow's own may be that of the upright image already.
         width, height = image.tag_v2[256], image.tag_v2[257]
     size = (width, height) if _orientation(image) >= 5 else (height, width)
@@ -271,6 +274,15 @@ def _raw_layout(image: Image.Image) -> str:
     arguments = image.tile[0][3]
     layout = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return layout if isinstance(layout, str) else ""
+
+
+def _check_tiff(image: Image.Image) -> None:
+    """Raise ValueError for pixels of a TIFF file that Pillow reads as others than they are."""
+    bits, kinds = (np.max(image.tag_v2.get(tag, 1)) for tag in (258, 339))
+    if kinds == 2 and bits <= 8:
+        raise ValueError("it has signed values of 8 bits, which Pillow reads as unsigned: convert it")
+    if image.tag_v2.get(262) == 0 and bits > 8:
+        raise ValueError("it has more than 8 bits with white as 0, which Pillow reads as black: convert it")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -24,7 +24,24 @@ from skdiec.messages import shortened
 logger = logging.getLogger(__name__)
 
 UNREAD_SUFFIXES = frozenset(
-    {".ai", ".arw", ".avif", ".cr2", ".cr3", ".czi", ".dcm", ".dng", ".emf", ".eps", ".exr", ".heic", ".heif", ".hif"}
+    {
+        ".ai",
+        ".arw",
+        ".avif",
+        ".cr2",
+        ".cr3",
+        ".czi",
+        ".dcm",
+        ".dng",
+        ".emf",
+        ".eps",
+        ".exr",
+        ".fit",
+        ".fits",
+        ".heic",
+        ".heif",
+        ".hif",
+    }
     | {".jp2", ".jxl", ".lif", ".nd2", ".nef", ".orf", ".pef", ".raf", ".rw2", ".svg", ".svgz", ".webp", ".wmf", ".xcf"}
 )
 """Suffixes of images that are told of where Pillow, as it is installed, does not read them."""
@@ -34,6 +51,7 @@ PROGRESS_SECONDS = 5.0
 """After how long the progress of reading headers is logged, and how often then."""
 
 _FILES_AT_ONCE = 256
+_SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")  # full of links to all else
 _JUNK_FOLDERS = {"__MACOSX", "@eaDir"}  # previews and metadata that archives and network disks add
 
 
@@ -117,6 +135,8 @@ def file_images(
 def as_paths(X: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
     """Return the image files of a folder, or those that a sequence names."""
     if isinstance(X, (str, os.PathLike)):
+        if not str(X):
+            raise ValueError("X must be a folder of images; got an empty name")
         folder, name = Path(X), shortened(str(X))
         if os.path.isfile(folder):
             raise ValueError(f"X must be a folder or a list of image files; {name} is one file: pass [path]")
@@ -138,7 +158,8 @@ def _files_of(folder: Path) -> list[Path]:
     left_out: Counter[str] = Counter()
     read: set[str] = set()
     # With the real path of each. Links come last: a folder that has a name of its own is read under that.
-    pending, links = [(str(folder), os.path.realpath(folder))], []
+    root = os.path.realpath(folder)
+    pending, links = [(str(folder), root)], []
     while pending or links:
         if pending:
             path, real = pending.pop()
@@ -148,6 +169,9 @@ def _files_of(folder: Path) -> list[Path]:
             real = os.path.realpath(path)
         if real in read:
             left_out["linked subfolders that are read already"] += 1
+            continue
+        if root.startswith(os.path.join(real, "")) or real.startswith(_SYSTEM_FOLDERS):
+            left_out["linked folders that hold this one, or are the system's"] += 1
             continue
         read.add(real)
         try:

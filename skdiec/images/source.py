@@ -29,7 +29,7 @@ class ImageFormat:
         that of the training rows, and new rows may lie outside it.
     kind : str or None
         What numbers the images hold: ``"uint8"`` (image files of 8 bits too), ``"bool"``, ``"integer"`` or ``"float"``.
-        None for a table, whose numbers are not told apart.
+        A table's numbers are only told apart where they are uint8 or bool, as pixels are; else it is None.
     """
 
     shape: tuple[int, int, int]
@@ -65,7 +65,7 @@ class ImageFormat:
             low, high = self.value_range
             raise ValueError(
                 f"value_range must be stated for this X ({name}): the estimator was fitted on images of another type "
-                f"({self.kind}), with black at {low:g} and white at {high:g}. "
+                f"({self.kind or 'other numbers'}), with black at {low:g} and white at {high:g}. "
                 "Convert X to that type, or set value_range to what black and white are in X"
             )
 
