@@ -369,8 +369,8 @@ IMAGE_FORMAT = ImageFormat((1, 4, 4), (0.0, 1.0), kind="float")
         ),
         (
             ZEROS((1, 3, 8, 8)),
-            {"image_shape": (8, 8)},
-            "image_shape (1, 8, 8) (channels, height, width) does not fit X with images of (3, 8, 8)",
+            {"image_shape": (8, 9)},
+            "image_shape (1, 8, 9) (channels, height, width) does not fit X with images of (3, 8, 8)",
         ),
         (ZEROS((1, 5, 5)), {"image_shape": (4, 4)}, "does not fit X with images of (1, 5, 5)"),
         (ZEROS((9, 8, 3)), {}, "one color image, or 9 images of 8 x 3 pixels? Pass X[None] for the one image"),
@@ -433,5 +433,5 @@ def test_two_numbers_are_the_size_of_images_with_channels_too(layout):
     assert source.shape == (3, 4, 5)
     np.testing.assert_array_equal(source.read(slice(None)), as_image_source(X).read(slice(None)))
     assert as_image_source(given, image_shape=(4, 5), like=source.format).shape == (3, 4, 5)
-    with pytest.raises(ValueError, match=r"image_shape \(1, 5, 4\)"):
-        as_image_source(given, image_shape=(5, 4))
+    with pytest.raises(ValueError, match=r"image_shape \(1, 5, 4\) .* does not fit X with images of \(3, 4, 5\)"):
+        as_image_source(given, image_shape=(5, 4), channel_axis=1 if layout == "first" else -1)
