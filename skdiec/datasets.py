@@ -121,7 +121,7 @@ def _read(name: str, folder: Path) -> ImageDataset:
 
 def _parse(name: str, path: Path) -> ImageDataset:
     is_compressed = path.name.endswith("_jpeg.npz")
-    with np.load(path) as file:
+    with path.open("rb") as stream, np.load(stream) as file:  # damaged, a file that numpy opens itself stays open
         if not hasattr(file, "files"):
             raise ValueError(f"{path} holds one array, not several by name")
         missing = {"X", "y"} - set(file.files) if not is_compressed else {"data", "offsets", "y"} - set(file.files)
