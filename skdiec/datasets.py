@@ -111,7 +111,7 @@ def _read(name: str, folder: Path) -> ImageDataset:
         raise ValueError(f"{path} is no regular file")
     try:
         return _parse(name, path)
-    except (EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no readable .npz file: {error or type(error).__name__}") from error
     except ValueError as error:
         if str(path) in str(error):
@@ -122,8 +122,6 @@ def _read(name: str, folder: Path) -> ImageDataset:
 def _parse(name: str, path: Path) -> ImageDataset:
     is_compressed = path.name.endswith("_jpeg.npz")
     with path.open("rb") as stream, np.load(stream) as file:  # damaged, a file that numpy opens itself stays open
-        if not hasattr(file, "files"):
-            raise ValueError(f"{path} holds one array, not several by name")
         missing = {"X", "y"} - set(file.files) if not is_compressed else {"data", "offsets", "y"} - set(file.files)
         if missing:
             raise ValueError(f"{path} must hold an array {sorted(missing)[0]!r}; it holds {', '.join(file.files)}")

@@ -151,3 +151,10 @@ def test_data_sets_of_objects_are_named(tmp_path):
     np.savez(tmp_path / "usps.npz", X=np.zeros((2, 16, 16), np.uint8), y=np.array([None, {}], dtype=object))
     with pytest.raises(ValueError, match=r"usps\.npz is no \.npz file of plain numbers"):
         load_dataset("usps", tmp_path)
+
+
+def test_one_array_is_no_data_set(tmp_path):
+    np.save(tmp_path / "usps.npy", np.zeros((2, 16, 16), np.uint8))
+    (tmp_path / "usps.npy").rename(tmp_path / "usps.npz")
+    with pytest.raises(ValueError, match=r"usps\.npz is no"):
+        load_dataset("usps", tmp_path)
