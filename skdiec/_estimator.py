@@ -124,7 +124,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         ``(black, white)`` in X. None is (0, 255) for uint8 and files of 8 bits, (0, 1) for bool, and the training
         data's range for a table. Images of other types need it. Where it is stated, it holds for all later images,
         whatever their type. Where it is not, later images must be of the type of those of `fit` (uint8 arrays and files
-        of 8 bits are one type); the later rows of a table may be of any.
+        of 8 bits are one type); the later rows of a table may be of any, unless it was uint8 or bool.
 
     layer : str or sequence of str, default=None
         Module path of the network's layer, such as ``"mid_block"``. One layer is used as it is, several are
@@ -269,9 +269,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     random_state : int, RandomState or None, default=None
         Seeds pretraining, noise, subset, start and training. Global random states are not touched, but None draws from
-        numpy's, as in scikit-learn. Results repeat on
-        machines of one kind; pretraining computes in bfloat16 where the hardware does, unless
-        ``pretrain_params={"precision": "fp32"}`` says otherwise.
+        numpy's, as in scikit-learn. Results repeat on machines of one kind; pretraining computes in bfloat16 where the
+        hardware does, unless ``pretrain_params={"precision": "fp32"}`` says otherwise.
 
     verbose : bool, default=False
         Log stages, and show the progress of pretraining.
