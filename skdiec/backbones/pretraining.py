@@ -35,6 +35,7 @@ from skdiec.backbones.devices import default_device
 from skdiec.backbones.folders import as_folder, locked
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.pixel import PixelBackbone
+from skdiec.backbones.replay import ReplayedPass
 from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, as_real, resolve_settings, untrained_network
 from skdiec.images import ImageSource, as_image_source
 from skdiec.messages import shown
@@ -302,7 +303,11 @@ class _Training:
         self.backbone = _new_backbone(source.shape, settings).to(device)
         self.parameters = list(self.backbone.network.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=device.type == "cuda",
         )
         self.average = EMAModel(
             self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
@@ -311,6 +316,7 @@ class _Training:
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.step, self.losses, self.loss_sum, self.seconds = 0, [], 0.0, 0.0
         self.is_warned = False
+        self.replayed: ReplayedPass | None = None  # of full batches, on CUDA
 
     def run(
         self,
@@ -363,25 +369,39 @@ class _Training:
         generator = torch.Generator(self.device).manual_seed((settings.seed << 32) + self.step)
         noise = torch.randn(x0.shape, generator=generator, device=self.device, dtype=x0.dtype)
         timesteps = torch.randint(settings.max_timestep + 1, (len(x0),), generator=generator, device=self.device)
-        is_bf16 = settings.precision == "bf16"
-        # No cache: it would outlive the step, inside of an outer autocast, and hold the weights of the first one.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=False):
-            loss = self.backbone.denoising_loss(x0, noise, timesteps)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._loss_and_gradients(x0, noise, timesteps)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule((self.step + 0.5) / self.total_steps)
         self.optimizer.step()
         self.average.step(self.parameters)
-        if not math.isfinite(float(loss.detach())):
-            raise self._diverged(f"denoising loss became {float(loss.detach())}")
+        loss = float(loss)
+        if not math.isfinite(loss):
+            raise self._diverged(f"denoising loss became {loss}")
         self.step += 1
-        self.loss_sum += float(loss.detach()) * len(rows)
+        self.loss_sum += loss * len(rows)
         if batch + 1 == self.steps_per_epoch:
             self.losses.append(self.loss_sum / len(self.source))
             self.loss_sum = 0.0
             logger.info("epoch %d of %d: denoising loss %.5f", epoch + 1, settings.epochs, self.losses[-1])
+
+    def _loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        is_bf16 = self.settings.precision == "bf16"
+        # No cache: it would outlive the step, inside of an outer autocast, and hold the weights of the first one.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=False):
+            return self.backbone.denoising_loss(x0, noise, timesteps)
+
+    def _loss_and_gradients(self, *batch: Tensor) -> Tensor:
+        """Return the loss of a batch, with gradients in the parameters."""
+        if self.device.type == "cuda":
+            if self.replayed is None:
+                self.replayed = ReplayedPass(self._loss, self.parameters, batch)
+            if self.replayed.fits(batch):
+                return self.replayed(*batch)
+        loss = self._loss(*batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach()
 
     def _diverged(self, what: str) -> FloatingPointError:
         return FloatingPointError(
