@@ -1014,7 +1014,7 @@ WRONG_INPUT = [
     (
         lambda X: X.reshape(24, 2, 8, 8),
         {"backbone": "loaded"},
-        r"images of 2 channels, which cannot be adapted",
+        r"images of 2 channels, which cannot be adapted .*channel_axis says where",
     ),
     (lambda X: X[:1], {"n_clusters": 1}, r"X must hold at least 2 images .* got n_samples=1"),
     (lambda X: X[:1], {}, r"n_samples=1 should be >= n_clusters=3"),

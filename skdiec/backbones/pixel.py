@@ -220,7 +220,7 @@ class PixelBackbone:
         if channels != self.image_shape[0] and (channels, self.image_shape[0]) not in _CHANNEL_CHANGES:
             raise ValueError(
                 f"X has images of {channels} channels, which cannot be adapted "
-                f"to the {self.image_shape[0]} of the backbone"
+                f"to the {self.image_shape[0]} of the backbone; channel_axis says where X has its channels"
             )
 
     def to(self, device: torch.device | str) -> PixelBackbone:
@@ -271,8 +271,8 @@ class PixelBackbone:
             from diffusers import DDPMPipeline
 
         folder = as_folder(folder)
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {dtype!r}")
+        if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {shown(dtype)}")
         network = self.network
         if dtype != "float32":
             network = copy.deepcopy(network)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -116,7 +117,8 @@ def as_image_source(
     >>> len(source), source.shape, float(source.read(slice(0, 1)).max())
     (5, (1, 8, 8), -1.0)
     """
-    if channel_axis not in (None, 1, -1):
+    is_int = isinstance(channel_axis, Integral) and not isinstance(channel_axis, bool)
+    if channel_axis is not None and not (is_int and channel_axis in (1, -1)):
         raise ValueError(f"channel_axis must be None, 1 or -1; got {shown(channel_axis)}")
     value_range = _checked_value_range(value_range)
     shape, shape_is_channels_last = _checked_image_shape(image_shape, channel_axis)

@@ -76,7 +76,7 @@ def as_array(X: Any) -> NDArray | LazyArray:
     if array.dtype == object:
         try:
             array = np.asarray(array[:]).astype(np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"X must hold numbers or paths of image files: {error}") from None
     if array.dtype.kind not in "buif":
         raise ValueError(f"X must hold real numbers or be paths of image files; got dtype {array.dtype}")
