@@ -338,8 +338,10 @@ IMAGE_FORMAT = ImageFormat((1, 4, 4), (0.0, 1.0), kind="float")
     ("X", "options", "message"),
     [
         (ZEROS((1, 4, 4)), {"channel_axis": 3}, "channel_axis must be None, 1 or -1; got 3"),
-        *((ZEROS((1, 4, 4)), {"channel_axis": value}, "channel_axis must be None, 1 or -1; got ")
-          for value in (True, 1.0, ZEROS(2), torch.ones(2), pd.Series([1, 2]), sparse.eye(3))),
+        *(
+            (ZEROS((1, 4, 4)), {"channel_axis": value}, "channel_axis must be None, 1 or -1; got ")
+            for value in (True, 1.0, ZEROS(2), torch.ones(2), pd.Series([1, 2]), sparse.eye(3))
+        ),
         ([[10**400] * 4] * 4, {}, "X must hold numbers or paths of image files"),
         (ZEROS((1, 4, 4)), {}, "value_range must be stated for images of dtype float64, such as (0, 1) or (-1, 1)"),
         (ZEROS((1, 4, 4)), {"value_range": 1}, "value_range must be a pair of numbers (low, high); got 1"),

@@ -40,7 +40,14 @@ def test_only_inputs_of_the_captured_shape_fit():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_is_that_without_graphs(monkeypatch, precision):
-    settings = dict(epochs=4, batch_size=16, channels=(32,), device="cuda", random_state=0, precision=precision)
+    settings = {
+        "epochs": 4,
+        "batch_size": 16,
+        "channels": (32,),
+        "device": "cuda",
+        "random_state": 0,
+        "precision": precision,
+    }
     replayed = pretrain(IMAGES, **settings)
     monkeypatch.setattr(ReplayedPass, "__init__", lambda self, *_: None)
     monkeypatch.setattr(ReplayedPass, "fits", lambda self, inputs: False)
@@ -49,7 +56,7 @@ def test_training_is_that_without_graphs(monkeypatch, precision):
 
 
 def test_a_stopped_training_goes_on_with_the_same_weights(tmp_path, monkeypatch):
-    settings = dict(epochs=3, batch_size=16, channels=(32,), device="cuda", random_state=0)
+    settings = {"epochs": 3, "batch_size": 16, "channels": (32,), "device": "cuda", "random_state": 0}
     whole = pretrain(IMAGES, **settings)
     step = pretraining._Training._take_step
 

@@ -186,7 +186,8 @@ def pretrain(
     # A finished backbone is read without a lock, which a read-only folder does not give.
     with nullcontext() if is_finished(folder) else locked(folder):
         found = read_request(folder)
-        settings = _as_found(settings, found, any_precision=isinstance(precision, str) and precision == "auto", any_seed=random_state is None)
+        any_precision = isinstance(precision, str) and precision == "auto"
+        settings = _as_found(settings, found, any_precision=any_precision, any_seed=random_state is None)
         request = _json({"settings": asdict(settings), "data": source.fingerprint()})
         finished = is_finished(folder)
         if found != request and (finished or found is not None):

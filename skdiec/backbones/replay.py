@@ -25,9 +25,7 @@ class ReplayedPass:
         On a CUDA device. All calls take tensors of these shapes and types.
     """
 
-    def __init__(
-        self, loss: Callable[..., Tensor], parameters: Sequence[Tensor], inputs: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, loss: Callable[..., Tensor], parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
         device = self._inputs[0].device
         with _CAPTURING, torch.cuda.device(device):
