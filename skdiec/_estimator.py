@@ -177,11 +177,16 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         images; from some hundred thousand on take ``"nndescent"``, which is approximate and needs ``pynndescent``
         (the extra ``nndescent``). The search, on its subset, is exact.
 
-    init : {"graph", "k-means++"} or array-like of shape (n_clusters, n_components_), default="graph"
-        The partition that training starts from. ``"graph"`` is the one with the lowest balanced cut
-        (`skdiec.scores.balanced_cut`) of the neighbourhood graph among many spectral and k-means partitions
-        (`skdiec.graph.ensemble_partition`); ``"k-means++"`` is the paper's k-means on the features; an array holds
-        centres in the space of the projected features, where the embedding starts: rows go to the nearest one.
+    init : {"graph", "k-means++"} or array-like of shape (n_samples,) or (n_clusters, n_components_), default="graph"
+        The partition that training starts from.
+
+        - ``"graph"`` is the one with the lowest balanced cut (`skdiec.scores.balanced_cut`) of the neighbourhood graph
+          among many spectral and k-means partitions (`skdiec.graph.ensemble_partition`).
+        - ``"k-means++"`` is the paper's k-means on the features.
+        - One dimension: labels, the cluster of each image from 0 to n_clusters - 1, each cluster with an image. So a
+          partition that was corrected by hand can be trained on.
+        - Two dimensions: centres in the space of the projected features, where the embedding starts. Rows go to the
+          nearest one.
 
     n_init : int, default=10
         k-means runs in each space that `init` tries. Of those of ``"graph"``, half are in its second round.
@@ -819,14 +824,28 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         if self.n_jobs == 0:  # joblib would say so too, after the backbone was trained
             raise ValueError("n_jobs must be None, positive or negative, as in scikit-learn; got 0")
         if not isinstance(self.init, str):
-            try:
-                centers = check_array(self.init, dtype=np.float64, input_name="init")
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"init must be centres of shape (n_clusters, n_components_): {error}") from error
-            if len(centers) != self.n_clusters:
-                raise ValueError(f"init must have n_clusters={self.n_clusters} rows; got shape {centers.shape}")
+            self._check_init_values()
         if callable(self.criterion):
             _check_criterion(self.criterion)
+
+    def _check_init_values(self) -> None:
+        """Raise ValueError for an array that can be neither labels nor centres of `n_clusters`."""
+        try:
+            values = check_array(self.init, dtype=np.float64, ensure_2d=False, input_name="init")
+            if values.ndim not in (1, 2):
+                raise ValueError(f"got shape {values.shape}")
+        except (TypeError, ValueError) as error:
+            expected = "labels of shape (n_samples,) or centres of shape (n_clusters, n_components_)"
+            raise ValueError(f"init must be {expected}: {error}") from error
+        if values.ndim == 2 and len(values) != self.n_clusters:
+            raise ValueError(f"init must have n_clusters={self.n_clusters} rows; got shape {values.shape}")
+        if values.ndim == 1:
+            wrong = values[(values != np.floor(values)) | (values < 0) | (values >= self.n_clusters)]
+            if len(wrong):
+                raise ValueError(f"init must have integers from 0 to n_clusters - 1 as labels; got {wrong[0]:g}")
+            missing = np.setdiff1d(np.arange(self.n_clusters), values)
+            if len(missing):
+                raise ValueError(f"init must have each of n_clusters={self.n_clusters} labels; got no {missing[0]}")
 
     def _check_input(self, X: Any, *, reset: bool) -> Any:
         """Unpack X, and let scikit-learn check what it knows: finite numbers, names and number of features."""
@@ -881,8 +900,12 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         return layers, timesteps, poolings
 
     def _check_init(self, n_samples: int, widths: Sequence[int]) -> None:
-        """Raise ValueError for centres of dimensions that the embedding has in no candidate."""
+        """Raise ValueError for labels of other images, or centres of dimensions that the embedding cannot have."""
         if isinstance(self.init, str):
+            return
+        if np.ndim(self.init) == 1:
+            if len(self.init) != n_samples:
+                raise ValueError(f"init must have a label for each of the {n_samples} images; got {len(self.init)}")
             return
         possible = sorted({min(self.n_components, n_samples, width) for width in widths})
         if np.shape(self.init)[1] not in possible:
@@ -1052,7 +1075,9 @@ def _find_start(
     projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
     graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
-    if not isinstance(init, str):
+    if not isinstance(init, str) and np.ndim(init) == 1:
+        labels = np.asarray(init, dtype=np.int32)
+    elif not isinstance(init, str):
         centers = np.asarray(init, dtype=np.float64)
         if centers.shape[1] != h.shape[1]:
             raise ValueError(

@@ -628,6 +628,19 @@ def test_start_may_be_centres_in_the_space_of_the_projected_features(make_model,
     assert not np.array_equal(model.labels_, model.initial_labels_)
 
 
+def test_start_may_be_labels(make_model, images, labels):
+    h = make_model(head=None).fit(images).embedding_
+    corrected = labels.copy()
+    corrected[:5] = (corrected[:5] + 1) % 3  # not what any start would find
+    for init in (corrected, corrected.tolist(), corrected.astype(float)):
+        model = make_model(init=init, head=None).fit(images)
+        assert_array_equal(model.initial_labels_, corrected)
+        assert model.initial_labels_.dtype == np.int32
+        means = np.array([h[corrected == cluster].mean(axis=0) for cluster in range(3)])
+        np.testing.assert_allclose(model.cluster_centers_, means, rtol=1e-4, atol=1e-5)
+    assert_array_equal(make_model(init=labels).fit(images).labels_, labels)  # trained, in their order
+
+
 @pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "normalized_cut", "scott", silhouette_score])
 def test_every_criterion_finds_a_cell_that_clusters(criterion, make_model, images, labels):
     model = make_model(**GRID, criterion=criterion).fit(images)
