@@ -70,7 +70,8 @@ def umap_kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
 def start_on_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
     """Return the partition that skdiec would start from if pixels were its features."""
     from skdiec import DiffusionEmbeddedClustering
-    from skdiec.graph import ensemble_partition, knn_graph
+    from skdiec.graph import knn_graph
+    from skdiec.partition import initial_partition
     from skdiec.scores import balanced_cut
     from skdiec.search import principal_components
 
@@ -80,7 +81,7 @@ def start_on_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
     reduced = (flat - mean) @ components.T
     graph = knn_graph(reduced, default.n_neighbors)
     cut = partial(balanced_cut, n_clusters=10, balance=default.gamma)
-    return ensemble_partition(reduced, graph, 10, cut, n_init=default.n_init, seed=seed).labels
+    return initial_partition(reduced, graph, 10, cut, n_init=default.n_init, seed=seed).labels
 
 
 def clustpy_autoencoder(name: str, folder: Path | None, seed: int, where: Path) -> None:

@@ -63,9 +63,10 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
     from skdiec.activations import Cell
     from skdiec.backbones import load_backbone
     from skdiec.features import FeatureExtractor
-    from skdiec.graph import best_partition, kmeans_labels, knn_graph
+    from skdiec.graph import knn_graph
     from skdiec.images import as_image_source
     from skdiec.metrics import clustering_accuracy
+    from skdiec.partition import best_partition, kmeans_labels
     from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
     from skdiec.search import TRUSTED_SHARE, reduce_features
 

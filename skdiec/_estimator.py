@@ -50,7 +50,7 @@ from skdiec.backbones import (
     untrained_backbone,
 )
 from skdiec.features import CellFeatures, FeatureExtractor, check_space, map_features, suited_batch_size
-from skdiec.graph import ensemble_partition, kmeans_labels, knn_graph
+from skdiec.graph import knn_graph
 from skdiec.images import (
     FileImages,
     ImageFormat,
@@ -63,6 +63,7 @@ from skdiec.images import (
 )
 from skdiec.messages import MAX_LENGTH, shortened, shown
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
+from skdiec.partition import cluster_tree, cut_tree, initial_partition, kmeans_labels
 from skdiec.scores import balanced_cut, modularity
 from skdiec.search import SearchResult, principal_components, search_cells
 from skdiec.training import (
@@ -181,7 +182,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         The partition that training starts from.
 
         - ``"graph"`` is the one with the lowest balanced cut (`skdiec.scores.balanced_cut`) of the neighbourhood graph
-          among many spectral and k-means partitions (`skdiec.graph.ensemble_partition`).
+          among many spectral and k-means partitions. Where that has split a large class, as it does where sizes differ
+          by far, it is one of merged clusters (`skdiec.partition.initial_partition`).
         - ``"k-means++"`` is the paper's k-means on the features.
         - One dimension: labels, the cluster of each image from 0 to n_clusters - 1, each cluster with an image. So a
           partition that was corrected by hand can be trained on.
@@ -290,6 +292,19 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     embedding_ : ndarray of shape (n_samples, n_components_), float32
         Embedding of the training images.
+
+    fine_labels_ : ndarray of shape (n_samples,), int32
+        A finer partition: clusters of `labels_`, split by k-means in the embedding into at most 4 each.
+
+    linkage_ : ndarray of shape (n_fine - 1, 4), float64
+        The tree of clusters: how the finer ones are merged, first into those of `labels_`, then into one. The format is
+        that of `scipy.cluster.hierarchy.linkage`, its leaves are the clusters of `fine_labels_`. The height of a merge
+        is 1 minus the link of the two clusters (the share of their edges that join them), or that of the merge before.
+
+    stability_ : float
+        How sure the initial partition is, up to 1: its mean adjusted Rand index with its rivals, that is partitions
+        which the images' neighbourhood graph supports about as well. Below 0.9 or so, other seeds will find other
+        clusters. NaN where `init` is not ``"graph"``.
 
     initial_labels_ : ndarray of shape (n_samples,), int32
         The partition that training started from.
@@ -640,7 +655,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.search_result_ = search
         self.layers_, self.timesteps_ = search.layers, search.timesteps
         self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
-        self.initial_labels_ = start.labels
+        self.initial_labels_, self.stability_ = start.labels, start.stability
+        tree = functools.partial(cluster_tree, self.embedding_, start.graph, self.labels_, seed=seeds.start)
+        ((self.fine_labels_, self.linkage_),) = in_parallel([tree], 1)
         self.backbone_ = extractors[-1].backbone
         self.share_explained_ = shares
         self.fit_seconds_ = clock.seconds
@@ -710,6 +727,31 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         ndarray of shape (n_samples, n_components_), float32
         """
         return self.fit(X).embedding_.copy()
+
+    def labels_at(self, n_clusters: int) -> NDArray[np.int32]:
+        """Cut the tree of clusters: the images of `fit` in another number of clusters, without another fit.
+
+        Parameters
+        ----------
+        n_clusters : int
+            From 1 to as many as `fine_labels_` has. With the number of `fit`, the result is `labels_`, numbered anew.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int32
+            Numbered from 0.
+
+        Raises
+        ------
+        ValueError
+            For a number of clusters that the tree does not have.
+        """
+        check_is_fitted(self)
+        highest = len(self.linkage_) + 1
+        is_int = isinstance(n_clusters, Integral) and not isinstance(n_clusters, bool)
+        if not is_int or not 1 <= n_clusters <= highest:
+            raise ValueError(f"n_clusters must be an int from 1 to {highest}; got {shown(n_clusters)}")
+        return cut_tree(self.linkage_, int(n_clusters))[self.fine_labels_]
 
     def score(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> float:
         """Score the clustering of images without labels, higher is better.
@@ -1055,6 +1097,7 @@ class _Start:
     h: NDArray[np.float64]
     graph: sparse.csr_array
     labels: NDArray[np.int32]
+    stability: float
 
 
 def _find_start(
@@ -1075,6 +1118,7 @@ def _find_start(
     projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
     graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
+    stability = math.nan
     if not isinstance(init, str) and np.ndim(init) == 1:
         labels = np.asarray(init, dtype=np.int32)
     elif not isinstance(init, str):
@@ -1090,8 +1134,9 @@ def _find_start(
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
         side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
-        labels = ensemble_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side).labels
-    return _Start(projection, h, graph, labels)
+        found = initial_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side)
+        labels, stability = found.labels, found.stability
+    return _Start(projection, h, graph, labels, stability)
 
 
 def _run_search(key: tuple, extract: Callable, n_jobs: int | None, **arguments: Any) -> SearchResult:

@@ -19,7 +19,8 @@ from sklearn.decomposition import PCA
 
 from skdiec import parallel
 from skdiec.activations import Cell
-from skdiec.graph import best_partition, kmeans_labels, knn_graph
+from skdiec.graph import knn_graph
+from skdiec.partition import best_partition, kmeans_labels
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
 
 logger = logging.getLogger(__name__)

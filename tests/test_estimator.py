@@ -17,6 +17,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy import sparse
+from scipy.cluster.hierarchy import is_valid_linkage
 from scipy.spatial.distance import cdist
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score, silhouette_score
@@ -626,6 +627,34 @@ def test_start_may_be_centres_in_the_space_of_the_projected_features(make_model,
     means = np.array([h[model.initial_labels_ == cluster].mean(axis=0) for cluster in range(3)])
     assert_array_equal(model.labels_, cdist(h, means).argmin(axis=1))
     assert not np.array_equal(model.labels_, model.initial_labels_)
+
+
+def test_one_fit_answers_every_number_of_clusters(make_model, images, labels):
+    model = make_model().fit(images)
+    assert same_partition(model.labels_at(3), model.labels_)
+    n_fine = model.fine_labels_.max() + 1
+    assert model.linkage_.shape == (n_fine - 1, 4)
+    assert is_valid_linkage(model.linkage_)
+    for count in range(1, n_fine + 1):
+        cut = model.labels_at(count)
+        assert (cut.dtype, len(set(cut))) == (np.int32, count)
+        for cluster in set(cut):  # nested: either part of a cluster of the fit, or several whole ones
+            inside = cut == cluster
+            parts = set(model.labels_[inside])
+            assert len(parts) == 1 or np.isin(model.labels_, list(parts)).sum() == inside.sum()
+    for wrong in (0, n_fine + 1, 2.0, True, "3", None):
+        with pytest.raises(ValueError, match=f"n_clusters must be an int from 1 to {n_fine}; got"):
+            model.labels_at(wrong)
+    with pytest.raises(NotFittedError):
+        make_model().labels_at(2)
+
+
+def test_stability_is_that_of_the_initial_partition(make_model, images, labels):
+    assert make_model().fit(images).stability_ == 1.0  # planted clusters, which every candidate finds
+    assert np.isnan(make_model(init="k-means++").fit(images).stability_)
+    assert np.isnan(make_model(init=labels).fit(images).stability_)
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    assert make_model(7).fit(noise).stability_ < 0.9
 
 
 def test_start_may_be_labels(make_model, images, labels):

@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from skdiec import search as search_module
 from skdiec.activations import Cell
-from skdiec.graph import best_partition, kmeans_labels, knn_graph
+from skdiec.graph import knn_graph
+from skdiec.partition import best_partition, kmeans_labels
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
 from skdiec.search import principal_components, reduce_features, search_cells
 
