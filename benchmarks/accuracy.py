@@ -68,6 +68,10 @@ def umap_kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
 
 
 def start_on_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
+    return partition_of_pixels(pixels(name, folder), 10, seed)
+
+
+def partition_of_pixels(flat: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """Return the partition that skdiec would start from if pixels were its features."""
     from skdiec import DiffusionEmbeddedClustering
     from skdiec.graph import knn_graph
@@ -75,13 +79,12 @@ def start_on_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
     from skdiec.scores import balanced_cut
     from skdiec.search import principal_components
 
-    default = DiffusionEmbeddedClustering(10)
-    flat = pixels(name, folder)
+    default = DiffusionEmbeddedClustering(n_clusters)
     mean, components, _ = principal_components(flat, default.n_components, seed=seed)
     reduced = (flat - mean) @ components.T
     graph = knn_graph(reduced, default.n_neighbors)
-    cut = partial(balanced_cut, n_clusters=10, balance=default.gamma)
-    return initial_partition(reduced, graph, 10, cut, n_init=default.n_init, seed=seed).labels
+    cut = partial(balanced_cut, n_clusters=n_clusters, balance=default.gamma)
+    return initial_partition(reduced, graph, n_clusters, cut, n_init=default.n_init, seed=seed).labels
 
 
 def clustpy_autoencoder(name: str, folder: Path | None, seed: int, where: Path) -> None:

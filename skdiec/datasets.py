@@ -20,7 +20,7 @@ FOLDER_VARIABLE = "SKDIEC_DATA"
 @dataclass(frozen=True)
 class _Known:
     shape: tuple[int, ...]
-    openml_id: int
+    openml_id: int | None = None
 
 
 _KNOWN = {
@@ -28,6 +28,9 @@ _KNOWN = {
     "mnist": _Known((28, 28), 554),
     "fashion_mnist": _Known((28, 28), 40996),
     "cifar10": _Known((32, 32, 3), 40927),
+    "umist": _Known((32, 32)),
+    "palm": _Known((16, 16)),
+    "signs": _Known((64, 64, 3)),
 }
 
 DATASETS = ("digits", *_KNOWN)
@@ -61,8 +64,9 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
 
     Parameters
     ----------
-    name : {"digits", "usps", "mnist", "fashion_mnist", "cifar10"}
-        ``"digits"`` comes with scikit-learn.
+    name : {"digits", "usps", "mnist", "fashion_mnist", "cifar10", "umist", "palm", "signs"}
+        ``"digits"`` comes with scikit-learn. The last three have no download: 575 faces of 20 people (UMIST), 2,000
+        palm prints of 100 people, and 2,062 photographs of hands that sign a digit (Mavi, arXiv 2011.08927).
     folder : path, default=None
         Folder with ``NAME.npz``: ``X``, uint8 images of shape (n, height, width) or (n, height, width, 3), and ``y``,
         their classes. For images kept as JPEG files ``NAME_jpeg.npz``: ``data``, the bytes of all files one after the
@@ -79,7 +83,7 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
     ValueError
         For an unknown name, or a file with something else in it.
     FileNotFoundError
-        Where the folder does not hold the data set.
+        Where the folder does not hold the data set, or none is given for one that has no download.
 
     Examples
     --------
@@ -140,6 +144,8 @@ def _download(name: str) -> ImageDataset:
     from sklearn.datasets import fetch_openml
 
     known = _KNOWN[name]
+    if known.openml_id is None:
+        raise FileNotFoundError(f"{name} has no download: folder must hold {name}.npz or {name}_jpeg.npz")
     found = fetch_openml(data_id=known.openml_id, as_frame=False)
     values = np.asarray(found.data, dtype=np.float64)
     if name == "usps":  # grey values from -1 to 1, classes from 1

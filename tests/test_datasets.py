@@ -125,11 +125,25 @@ def test_files_with_something_else_are_refused(tmp_path, arrays, message):
 
 
 def test_unknown_names_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="name must be one of digits, usps, mnist, fashion_mnist, cifar10; got 'svhn'"):
+    with pytest.raises(
+        ValueError,
+        match="name must be one of digits, usps, mnist, fashion_mnist, cifar10, umist, palm, signs; got 'svhn'",
+    ):
         load_dataset("svhn")
     with pytest.raises(FileNotFoundError, match=r"folder must hold mnist\.npz or mnist_jpeg\.npz"):
         load_dataset("mnist", tmp_path)
-    assert len(DATASETS) == 5
+    assert len(DATASETS) == 8
+
+
+@pytest.mark.parametrize(("name", "shape"), [("umist", (32, 32)), ("palm", (16, 16))])
+def test_sets_without_a_download_are_read_from_a_folder_alone(tmp_path, monkeypatch, name, shape):
+    monkeypatch.delenv("SKDIEC_DATA", raising=False)
+    with pytest.raises(
+        FileNotFoundError, match=rf"{name} has no download: folder must hold {name}\.npz or {name}_jpeg"
+    ):
+        load_dataset(name)
+    np.savez(tmp_path / f"{name}.npz", X=images_of(shape), y=np.arange(3))
+    np.testing.assert_array_equal(load_dataset(name, tmp_path).images, images_of(shape))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes on this system")

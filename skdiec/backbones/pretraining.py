@@ -94,7 +94,8 @@ def pretrain(
     image_shape, channel_axis, value_range
         See `DiffusionEmbeddedClustering`.
     epochs : int, default=None
-        Passes over X. None is as many as show the network about 400,000 images, but at least 8 and at most 40.
+        Passes over X. None is as many as show the network about 400,000 images, but at least 8 and at most 40. Fewer
+        than 4,000 images are passed over until 160,000 are shown, which takes minutes.
     batch_size : int, default=64
         Images per training step.
     learning_rate : float, default=2e-3

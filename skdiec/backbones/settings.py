@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 NUM_TRAIN_TIMESTEPS = 1000
 """Timesteps of the noise schedule."""
 
+_LEAST_SHOWN = 160_000
+"""Images that a training shows the network at least, each of them as often as need be."""
+
 # Far above what anybody trains; below what overflows, or fills the memory before it can be told of.
 _MAX_COUNT = 2**31 - 1
 _MAX_CHANNELS = 2**20
@@ -107,7 +110,8 @@ def resolve_settings(
     batch_size = _count(batch_size, "batch_size")
     steps_per_epoch = math.ceil(len(source) / batch_size)
     if epochs is None:
-        epochs = min(40, max(8, round(400_000 / len(source))))
+        # What counts is the number of steps: few images are shown as often as it takes.
+        epochs = max(8, min(40, round(400_000 / len(source))), round(_LEAST_SHOWN / len(source)))
     if isinstance(precision, str) and precision == "auto":
         precision = "bf16" if has_native_bf16(device) else "fp32"
     settings = Settings(
