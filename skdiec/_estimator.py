@@ -63,8 +63,8 @@ from skdiec.images import (
 )
 from skdiec.messages import MAX_LENGTH, shortened, shown
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
-from skdiec.partition import cluster_tree, cut_tree, initial_partition, kmeans_labels
-from skdiec.scores import balanced_cut, modularity
+from skdiec.partition import cluster_tree, cut_over_noise, cut_tree, initial_partition, kmeans_labels
+from skdiec.scores import balanced_cut, modularity, normalized_cut
 from skdiec.search import SearchResult, principal_components, search_cells
 from skdiec.training import (
     BackboneEmbedder,
@@ -91,6 +91,8 @@ _SHIFT_FROM_SIDE = 16
 _SEARCH_COMPONENTS = 32
 _SEARCH_INIT = 2
 
+_HARDLY_BETTER = 0.9  # of the cut of noise
+_LEAST_TO_TELL = 100  # images: of fewer, noise may have clusters by chance
 _SPREAD = 4.0
 """Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
 width reaches."""
@@ -300,6 +302,11 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         The tree of clusters: how the finer ones are merged, first into those of `labels_`, then into one. The format is
         that of `scipy.cluster.hierarchy.linkage`, its leaves are the clusters of `fine_labels_`. The height of a merge
         is 1 minus the link of the two clusters (the share of their edges that join them), or that of the merge before.
+
+    cut_over_noise_ : float
+        Whether there are clusters: the normalised cut of `labels_`, over the lowest one of Gaussian noise with the
+        variance of the features. Near 0 clusters lie apart. Above 0.9, which is warned of, they are hardly better than
+        what noise would be cut into. NaN for a single cluster.
 
     stability_ : float
         How sure the initial partition is, up to 1: its mean adjusted Rand index with its rivals, that is partitions
@@ -546,8 +553,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Warns
         -----
         UserWarning
-            Where the backbone does not fit the images, clusters collapse, the denoising loss rises while the backbone
-            trains, or `precision` is one that the device computes with slowly.
+            Where the backbone does not fit the images, clusters are hardly better than those of noise, training
+            collapses, the denoising loss rises while the backbone trains, or `precision` is one that the device
+            computes with slowly.
         ConvergenceWarning
             Where fewer clusters than `n_clusters` have images, as where fewer images differ.
         """
@@ -560,6 +568,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         given = {name: vars(self)[name] for name in self.get_params(deep=False)}
         self.__dict__ = {**vars(fitting), **given}
         self._warn_of_empty_clusters()
+        self._warn_of_noise()
         return self
 
     def _fit(self, X: Any) -> None:
@@ -658,6 +667,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.initial_labels_, self.stability_ = start.labels, start.stability
         tree = functools.partial(cluster_tree, self.embedding_, start.graph, self.labels_, seed=seeds.start)
         ((self.fine_labels_, self.linkage_),) = in_parallel([tree], 1)
+        compare = functools.partial(
+            cut_over_noise, start.h, self.labels_, self.n_neighbors, normalized_cut, seed=seeds.start
+        )
+        (self.cut_over_noise_,) = in_parallel([compare], 1)
         self.backbone_ = extractors[-1].backbone
         self.share_explained_ = shares
         self.fit_seconds_ = clock.seconds
@@ -824,6 +837,15 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
                 raise InvalidParameterError(
                     f"The {name!r} parameter of {type(self).__name__} cannot be {shown(value)}."
                 ) from error
+
+    def _warn_of_noise(self) -> None:
+        if self.cut_over_noise_ > _HARDLY_BETTER and len(self.labels_) >= _LEAST_TO_TELL:
+            warnings.warn(
+                f"the clusters are hardly better than those of noise: {self.cut_over_noise_:.2f} of its cut "
+                "(cut_over_noise_; 1 is no better). Either X has no clusters, or these features do not show them: try "
+                "a backbone that was trained longer, or on more such images",
+                stacklevel=3,
+            )
 
     def _warn_of_empty_clusters(self) -> None:
         found = len(np.unique(self.labels_))

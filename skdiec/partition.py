@@ -13,7 +13,7 @@ from sklearn import config_context
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from skdiec.graph import spectral_embedding
+from skdiec.graph import knn_graph, spectral_embedding
 
 AGREEMENT_POWER = 4
 """How steeply the weight of an edge falls with the share of partitions that put its ends into the same cluster."""
@@ -29,6 +29,8 @@ STABLE = 0.9
 
 NEAR_LOWEST = 1.1
 """Candidates up to so many times the lowest cut are its rivals."""
+
+_NOISE_ROWS = 1500
 
 _FINER = 4  # times as many clusters before merges
 _MIN_FINE_SIZE = 5  # images of a finer cluster, on average
@@ -282,6 +284,47 @@ def cluster_tree(
         fine[rows] = count + found
         count += found.max() + 1
     return fine, merge_tree(graph, fine, codes)
+
+
+def cut_over_noise(
+    X: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    n_neighbors: int,
+    cut: Callable[[sparse.csr_array, NDArray[np.int32]], float],
+    *,
+    seed: int = 0,
+) -> float:
+    """Compare the cut of a partition with the lowest one of Gaussian noise, to tell whether there are clusters at all.
+
+    The noise has as many rows as X and, column by column, its variance. Both cuts are of neighbourhood graphs of at
+    most 1,500 random rows.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+        Features whose columns are uncorrelated, as principal components are.
+    labels : integer array of shape (n,)
+    n_neighbors : int
+        See `skdiec.graph.knn_graph`.
+    cut : callable
+        ``cut(graph, labels)``, such as the normalised cut.
+    seed : int, default=0
+
+    Returns
+    -------
+    float
+        From 0, for clusters without any edge between them, to about 1, for what is no better than noise. NaN for a
+        single cluster.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(X))[:_NOISE_ROWS])
+    X, labels = X[rows], labels[rows]
+    n_clusters = len(np.unique(labels))
+    noise = rng.normal(size=X.shape) * X.std(axis=0)
+    lowest = best_partition(noise, knn_graph(noise, n_neighbors), n_clusters, cut, n_init=2, seed=seed).cut
+    if n_clusters < 2 or lowest <= 0:
+        return float("nan")
+    return cut(knn_graph(X, n_neighbors), labels) / lowest
 
 
 def merge_tree(

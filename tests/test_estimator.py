@@ -3,6 +3,7 @@ import functools
 import inspect
 import logging
 import time
+import warnings
 from collections import Counter, defaultdict
 from operator import attrgetter
 from pathlib import Path
@@ -655,6 +656,18 @@ def test_stability_is_that_of_the_initial_partition(make_model, images, labels):
     assert np.isnan(make_model(init=labels).fit(images).stability_)
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     assert make_model(7).fit(noise).stability_ < 0.9
+
+
+def test_clusters_that_are_none_are_warned_of(make_model, planted):
+    X, _ = planted(size=40)
+    assert make_model().fit(X).cut_over_noise_ < 0.5
+    noise = np.random.default_rng(0).integers(0, 256, (120, *X.shape[1:]), dtype=np.uint8)
+    with pytest.warns(UserWarning, match=r"the clusters are hardly better than those of noise: \d\.\d\d of its cut"):
+        model = make_model(5).fit(noise)
+    assert model.cut_over_noise_ > 0.9
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the clusters are hardly better")
+        make_model(5).fit(noise[:90])  # too few to tell
 
 
 def test_start_may_be_labels(make_model, images, labels):

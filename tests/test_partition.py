@@ -8,9 +8,11 @@ from scipy import sparse
 from scipy.cluster.hierarchy import fcluster, is_monotonic, is_valid_linkage
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_circles
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
+from skdiec import partition
 from skdiec.graph import knn_graph, spectral_embedding
 from skdiec.metrics import clustering_accuracy
 from skdiec.partition import (
@@ -18,6 +20,7 @@ from skdiec.partition import (
     best_partition,
     cluster_tree,
     co_association_graph,
+    cut_over_noise,
     cut_tree,
     ensemble_partition,
     initial_partition,
@@ -398,3 +401,37 @@ def test_stability_is_the_agreement_with_rivals():
     noise = np.random.default_rng(0).uniform(size=(400, 2))  # many ways to cut it that are about as good
     assert ensemble_partition(noise, knn_graph(noise), 7, balanced(7), n_init=6).stability < 0.9
     assert np.isnan(best_partition(apart, knn_graph(apart), 3, normalized_cut, n_init=1).stability)
+
+
+# Noise
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_as_good_as_noise_and_clusters_are_better(seed):
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(400, 10)) * np.linspace(1, 3, 10)
+    found = best_partition(noise, knn_graph(noise), 5, normalized_cut, n_init=2).labels
+    assert cut_over_noise(noise, found, 10, normalized_cut, seed=seed) == pytest.approx(1, abs=0.1)
+    apart, y = blobs([80] * 5, 0.2, seed)
+    apart = PCA().fit_transform(apart)
+    assert cut_over_noise(apart, y, 10, normalized_cut, seed=seed) < 0.05
+    assert cut_over_noise(apart, rng.permutation(y), 10, normalized_cut, seed=seed) > 1.2
+    overlapping, y = blobs([80] * 5, 0.5, seed)
+    assert 0.1 < cut_over_noise(PCA().fit_transform(overlapping), y, 10, normalized_cut, seed=seed) < 0.9
+    assert np.isnan(cut_over_noise(apart, np.zeros(400, dtype=int), 10, normalized_cut))
+
+
+def test_noise_is_compared_on_a_subset_of_many_rows(monkeypatch):
+    apart, y = blobs([80] * 5, 0.2, 0)
+    monkeypatch.setattr(partition, "_NOISE_ROWS", 100)
+    sizes = []
+
+    def cut(graph, labels):
+        sizes.append(graph.shape[0])
+        return normalized_cut(graph, labels)
+
+    assert cut_over_noise(PCA().fit_transform(apart), y, 10, cut, seed=3) < 0.05
+    assert set(sizes) == {100}
+    # The same each time
+    values = {cut_over_noise(apart, y, 10, normalized_cut, seed=seed) for seed in (1, 1, 2)}
+    assert len(values) == 2
