@@ -22,10 +22,16 @@ from skdiec.metrics import accuracy_scorer, ari_scorer, nmi_scorer
 FOLDS = KFold(2, shuffle=True, random_state=0)
 
 
+CHEAP = {"epochs": 2, "channels": (8,)}
+"""A network as small as can be: the checks make about a hundred fits."""
+
+
 # The checks sort a few random rows into eight clusters: some may well be emptied.
 @pytest.mark.filterwarnings("ignore:training collapsed:UserWarning")
 @pytest.mark.filterwarnings("ignore:only . of n_clusters:sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks([DiffusionEmbeddedClustering(timestep=50, pretrain_params={"epochs": 20})], legacy=True)
+@parametrize_with_checks(
+    [DiffusionEmbeddedClustering(timestep=50, n_init=2, max_epochs=5, pretrain_params=CHEAP)], legacy=True
+)
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
