@@ -11,7 +11,8 @@ shows what the search saw.
 # A quick model
 # -------------
 # Ten passes over a third of the images make a small, weak diffusion model within seconds; the quickstart takes all
-# images and trains for longer. Pixels of these images run from 0 to 16, which has to be said: floats could mean anything.
+# images and trains for longer. Pixels of these images run from 0 to 16, which has to be said: floats could mean
+# anything.
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -67,7 +67,7 @@ def test_single_row_has_no_neighbor():
 
 
 def test_neighbours_of_nndescent_make_the_graph(monkeypatch):
-    """What it finds is put in its place: the exact neighbours here. The soak tests compile the real one, for minutes."""
+    """What it finds is put in its place: the exact neighbours here. The soak tests compile the real one."""
     X = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
     seen = {}
 
