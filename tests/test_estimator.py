@@ -870,27 +870,27 @@ WIRING = {
     "max_search_samples": reaches(20, "search_cells.n_images"),
     "search_draws": reaches(3, "search_cells.n_draws"),
     "n_draws": reaches(3, "extract.self.n_draws", search_draws=3),
-    "shift": reaches(2, "extract.self.shift"),
+    "shift": reaches(3, "extract.self.shift"),
     "n_components": reaches(5, "_find_start.n_components"),
-    "n_neighbors": reaches(4, "search_cells.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
+    "n_neighbors": reaches(6, "search_cells.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
     "neighbors_algorithm": reaches("nndescent", "_find_start.neighbors_algorithm", "knn_graph.algorithm"),
     "init": reaches("k-means++", "_find_start.init"),
     "n_init": reaches(2, "search_cells.n_init", "_find_start.n_init"),
     "head": ("direct", {"BackboneEmbedder.head": None}, DUAL),
     "train_backbone": reaches(True, "train.embedder.__class__", expected=BackboneEmbedder, max_epochs=1),
     "alpha": reaches(0.7, "train.config.alpha"),
-    "beta": reaches(0.7, "train.config.beta"),
-    "gamma": reaches(0.7, "train.config.gamma", "_find_start.balance", "search_cells.balance"),
+    "beta": reaches(0.6, "train.config.beta"),
+    "gamma": reaches(0.8, "train.config.gamma", "_find_start.balance", "search_cells.balance"),
     "denoising_weight": reaches(0.7, "BackboneEmbedder.denoising_weight", **DUAL),
-    "nu": reaches(0.7, "train.config.nu", "EmbeddingModel.nu"),
+    "nu": reaches(0.9, "train.config.nu", "EmbeddingModel.nu"),
     "hidden_size": reaches(7, "ResidualHead.hidden"),
     "max_epochs": reaches(3, "train.config.max_epochs"),
-    "warmup_epochs": reaches(3, "train.config.warmup_epochs"),
-    "batch_size": reaches(7, "train.config.batch_size"),
+    "warmup_epochs": reaches(2, "train.config.warmup_epochs"),
+    "batch_size": reaches(9, "train.config.batch_size"),
     "learning_rate": reaches(0.01, "train.config.learning_rate"),
-    "backbone_learning_rate": reaches(0.01, "train.config.backbone_learning_rate"),
+    "backbone_learning_rate": reaches(0.02, "train.config.backbone_learning_rate"),
     "tol": reaches(0.5, "train.config.tol"),
-    "update_interval": reaches(3, "train.config.update_interval"),
+    "update_interval": reaches(5, "train.config.update_interval"),
     "pretrain_params": reaches({"epochs": 1}, "pretrain.epochs", expected=1, backbone="auto"),
     "backbone_folder": reaches("folder", "pretrain.folder", expected=Path("folder"), **AUTO),
     "memory": reaches("memory", "check_memory.memory"),
@@ -922,13 +922,31 @@ def test_every_parameter_has_a_test_of_its_wiring():
     assert same == set()
 
 
-@pytest.mark.parametrize("name", WIRING)
-def test_parameter_arrives(name, make_model, make_unet, images, calls, tmp_path, monkeypatch):
+TOGETHER = [
+    (
+        *("alpha", "beta", "gamma", "nu", "hidden_size", "max_epochs", "warmup_epochs", "batch_size"),
+        *("learning_rate", "backbone_learning_rate", "tol", "update_interval", "n_components"),
+    ),
+    (
+        *("layer", "timestep", "pooling", "max_search_samples", "shift", "n_neighbors", "init", "n_init"),
+        *("inference_batch_size", "n_jobs"),
+    ),
+]
+"""Parameters whose values are all different, so that one fit tells which of them arrive."""
+ALONE = [(name,) for name in WIRING if not any(name in names for names in TOGETHER)]
+
+
+@pytest.mark.parametrize("names", [*TOGETHER, *ALONE], ids=lambda names: names[0])
+def test_parameters_arrive(names, make_model, make_unet, images, calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)  # no warning of a slow precision
     make_unet(sample_size=8).save_pretrained("denoiser")
-    value, destinations, others = WIRING[name]
-    model = make_model(**{"backbone": "denoiser", **others, name: value}).fit(images)
+    parameters, destinations = {"backbone": "denoiser"}, {}
+    for name in names:
+        value, arrives, others = WIRING[name]
+        parameters |= {**others, name: value}
+        destinations |= arrives
+    model = make_model(**parameters).fit(images)
     model.score(images)
     for destination, expected in destinations.items():
         collaborator, argument = destination.split(".", 1)
