@@ -1203,10 +1203,15 @@ def test_results_after_a_fit_that_failed_are_told_of(make_model, images, monkeyp
         model.predict(flat(images))
 
 
+@pytest.fixture(scope="module")
+def fitted_on_rows(make_model, planted):
+    rows = flat(planted()[0])
+    return make_model(image_shape=(8, 8)).fit(rows), make_model().fit(rows)
+
+
 @pytest.mark.parametrize("method", ["predict", "predict_proba", "transform", "score"])
-def test_other_images_than_those_of_fit_are_told_of(method, make_model, images, tmp_path):
-    on_images, on_rows = make_model().fit(images), make_model(image_shape=(8, 8)).fit(flat(images))
-    on_table = make_model().fit(flat(images))
+def test_other_images_than_those_of_fit_are_told_of(method, fitted, fitted_on_rows, images, tmp_path):
+    on_images, (on_rows, on_table) = fitted, fitted_on_rows
     for model, X, message in (
         (on_images, images[:, :6], r"X has images of shape \(1, 6, 8\) .* fitted on \(1, 8, 8\)"),
         (on_images, images[:, None].repeat(3, axis=1), r"X has images of shape \(3, 8, 8\) .* fitted on \(1, 8, 8\)"),

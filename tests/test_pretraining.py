@@ -309,8 +309,13 @@ def test_weights_are_the_same_in_several_threads(tmp_path, uninterrupted, rng_un
     assert found == [uninterrupted] * 4
 
 
-def test_threads_may_be_the_first_to_use_diffusers():
+def test_import_loads_neither_diffusers_nor_matplotlib_and_threads_may_be_the_first_to_use_them():
+    """Two things of one new process, which takes seconds to start."""
     script = f"""
+import sys
+import skdiec
+print(sorted({{'diffusers', 'matplotlib'}} & set(sys.modules)), skdiec.__version__)
+
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch
 from skdiec import pretrain
@@ -321,7 +326,7 @@ with ThreadPoolExecutor(4) as pool:
 print(len(set(found)))
 """
     done = run_script(script)
-    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+    assert (done.returncode, done.stdout.splitlines()) == (0, [f"[] {skdiec.__version__}", "1"]), done.stderr
 
 
 MODES = {
