@@ -15,7 +15,7 @@ settings.register_profile("skdiec", derandomize=True, deadline=None, database=No
 settings.load_profile("skdiec")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_unet():
     """Makes small denoisers with random weights; keywords go over their configuration."""
     from diffusers import UNet2DModel
@@ -41,7 +41,7 @@ def make_unet():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_backbone(make_unet):
     """Makes backbones of such denoisers, by default with the schedule that diffusers has by default."""
     from diffusers import DDPMScheduler
@@ -75,7 +75,7 @@ def rng_untouched():
     return untouched
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def planted():
     """Makes images of clusters that cannot be missed, and their labels: dark and light prototypes, and noise."""
 
@@ -89,7 +89,7 @@ def planted():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(make_unet):
     """Makes estimators over one representation of a small denoiser with random weights; keywords go over that."""
     from skdiec import DiffusionEmbeddedClustering

@@ -2,9 +2,10 @@ import json
 import logging
 import math
 import os
+import re
+import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 
-import skdiec
 from skdiec.backbones import checkpoints, folders, load_backbone, pretrain
 from skdiec.backbones.checkpoints import Position, read_checkpoint, write_checkpoint
 from skdiec.backbones.folders import PARTIAL_FOLDER, replacing
@@ -48,10 +48,11 @@ def expected():
     return train().fingerprint()
 
 
-@pytest.fixture
-def stopped(tmp_path, monkeypatch):
-    """A folder with a training that was stopped after its third step."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    """A folder with a training that was stopped after its third step. Tests get copies."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
         write = checkpoints.write_checkpoint
 
         def stop(folder, request, position, tensors):
@@ -61,8 +62,26 @@ def stopped(tmp_path, monkeypatch):
 
         patch.setattr("skdiec.backbones.pretraining.write_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path)
-    return tmp_path
+            train(folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    return Path(shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory):
+    """A folder with a finished training. Tests get copies."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    return Path(shutil.copytree(finished_once, tmp_path, dirs_exist_ok=True))
 
 
 # What is written
@@ -151,11 +170,6 @@ def test_saving_over_a_backbone_replaces_it(tmp_path, make_backbone):
 # Kills
 
 
-def run_script(script):
-    environment = {**os.environ, "PYTHONPATH": str(Path(skdiec.__file__).parents[1])}
-    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-
-
 class Killed(BaseException):
     """A stop that nothing cleans up after."""
 
@@ -180,56 +194,65 @@ def kill_at(monkeypatch, number):
     return calls
 
 
-def test_training_goes_on_from_a_kill_anywhere(tmp_path, monkeypatch):
-    settings = {"epochs": 1, "batch_size": 10, "channels": (2,)}
-    expected = train(**settings).fingerprint()
+SHORT = {"epochs": 1, "batch_size": 10, "channels": (2,)}
+
+
+def calls_of_a_training(folder, monkeypatch):
+    """The calls that change the disk while a short training runs."""
     with monkeypatch.context() as patch:
         calls = kill_at(patch, 10**9)
-        train(tmp_path / "whole", **settings)
-    assert len(calls) > 20
-    for number in range(len(calls)):
+        train(folder, **SHORT)
+    return calls
+
+
+def check_kills(numbers, tmp_path, monkeypatch):
+    """A short training is killed before each of these calls, and then ends as one that was not."""
+    expected = train(**SHORT).fingerprint()
+    for number in numbers:
         folder = tmp_path / str(number)
         with monkeypatch.context() as patch:
             kill_at(patch, number)
             with pytest.raises(Killed):
-                train(folder, **settings)
-        assert train(folder, **settings).fingerprint() == expected
+                train(folder, **SHORT)
+        assert train(folder, **SHORT).fingerprint() == expected
         assert names(folder) == PIPELINE
         assert not (folder / PARTIAL_FOLDER).exists()
         assert load_backbone(folder).fingerprint() == expected
 
 
+def test_training_goes_on_from_a_kill_before_each_kind_of_call(tmp_path, monkeypatch):
+    """Before the last call of each kind, when most is there. The soak tests kill it before every call."""
+    calls = calls_of_a_training(tmp_path / "whole", monkeypatch)
+    assert len(calls) > 20
+    last = {call: number for number, call in enumerate(calls)}
+    assert last.keys() >= {"mkdir", "open", "unlink", "replace", "save_file", "rmtree"}
+    check_kills(last.values(), tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("name", [f"{PARTIAL_FOLDER}/training.safetensors", f"{PARTIAL_FOLDER}/unet/.tmpA1b2C3"])
-def test_process_killed_in_the_middle_of_writing_is_resumed(name, tmp_path, expected):
-    # The first checkpoint, or with unet/ the pipeline, is written by half; nothing of it stays.
-    script = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import safetensors.torch, test_checkpoints
-def killed(tensors, path, metadata):
-    is_last = "unet" in str(path)
-    if is_last == {"unet" in name}:
-        path = os.path.join({str(tmp_path)!r}, {name!r})
-        with open(path, "wb") as file:
-            file.write(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    save_file(tensors, path, metadata=metadata)
-save_file = safetensors.torch.save_file
-safetensors.torch.save_file = killed
-import diffusers.models.modeling_utils as diffusers_models
-diffusers_models.safetensors.torch.save_file = killed
-test_checkpoints.train({str(tmp_path)!r})
-"""
-    done = run_script(script)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def test_training_killed_in_the_middle_of_writing_is_resumed(name, tmp_path, expected, monkeypatch):
+    """The first checkpoint, or with unet/ the pipeline, is written by half. The soak tests kill a process there."""
+    with monkeypatch.context() as patch:
+        calls = kill_at(patch, 10**6)
+        save_file = safetensors.torch.save_file
+
+        def killed(tensors, path, metadata=None):
+            if ("unet" in str(path)) == ("unet" in name):
+                (tmp_path / name).write_bytes(b"half")
+                calls.extend([None] * 10**6)  # nothing changes the disk any more
+                raise Killed
+            save_file(tensors, path, metadata=metadata)
+
+        patch.setattr(safetensors.torch, "save_file", killed)
+        with pytest.raises(Killed):
+            train(tmp_path)
     assert name in names(tmp_path)
     assert train(tmp_path).fingerprint() == expected
     assert names(tmp_path) == PIPELINE
     assert not (tmp_path / PARTIAL_FOLDER).exists()
 
 
-def test_leftovers_beside_a_finished_backbone_are_removed(tmp_path, expected):
-    train(tmp_path)
+def test_leftovers_beside_a_finished_backbone_are_removed(finished, tmp_path, expected):
     (tmp_path / "training.safetensors").write_bytes(b"half")
     (tmp_path / PARTIAL_FOLDER).mkdir()
     (tmp_path / PARTIAL_FOLDER / "a").write_bytes(b"half")
@@ -254,8 +277,7 @@ def read_only(monkeypatch):
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
 
 
-def test_finished_backbone_in_a_read_only_folder_is_loaded(tmp_path, expected, request):
-    train(tmp_path)
+def test_finished_backbone_in_a_read_only_folder_is_loaded(finished, tmp_path, expected, request):
     (tmp_path / "training.safetensors").write_bytes(b"half")
     request.getfixturevalue("read_only")
     assert train(tmp_path).fingerprint() == expected
@@ -337,19 +359,18 @@ def test_full_disk_keeps_the_former_checkpoint(stopped, monkeypatch, expected):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
 def test_file_that_grows_too_large_is_an_error_that_names_the_folder(tmp_path):
-    script = f"""
-import resource, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_checkpoints
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    test_checkpoints.train({str(tmp_path)!r})
-except OSError as error:
-    print(error)
-"""
-    done = run_script(script)
-    assert done.stdout.startswith(f"the trained backbone was not saved: {tmp_path} cannot be written to: "), done.stderr
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or the system ends the process
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        message = f"the trained backbone was not saved: {re.escape(str(tmp_path))} cannot be written to: "
+        with pytest.raises(OSError, match=f"^{message}"):
+            train(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert names(tmp_path) == []
 
 
@@ -357,12 +378,16 @@ except OSError as error:
 
 
 def test_waiting_for_another_call_is_told_of(tmp_path, monkeypatch, caplog, expected):
-    monkeypatch.setattr(folders, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(folders, "_PATIENCE_SECONDS", 0.05)
     with filelock.FileLock(tmp_path / ".lock"):
         found = []
         waiting = threading.Thread(target=lambda: found.append(train(tmp_path).fingerprint()))
         waiting.start()
-        waiting.join(timeout=3)
+        for _ in range(600):
+            if caplog.records or not waiting.is_alive():
+                break
+            waiting.join(timeout=0.1)
+        waiting.join(timeout=0.5)  # it would have been told of again
         assert waiting.is_alive()
     waiting.join()
     assert found == [expected]
@@ -492,8 +517,7 @@ def test_seed_and_precision_of_a_strange_record_are_not_taken(stopped):
             train(stopped, random_state=None, precision="auto" if name == "precision" else "fp32")
 
 
-def test_damaged_record_is_told_of(tmp_path):
-    train(tmp_path)
+def test_damaged_record_is_told_of(finished, tmp_path):
     (tmp_path / "skdiec.json").write_text("{")
     with pytest.raises(ValueError, match=r"skdiec\.json is no JSON"):
         train(tmp_path)

@@ -3,8 +3,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
-import skdiec
 from skdiec.backbones import load_backbone
 from skdiec.cli import app
 from skdiec.datasets import DATASETS
@@ -152,22 +152,32 @@ def test_finished_folder_that_is_read_only_is_no_error(tmp_path, images, run, mo
     assert first[0] == 0
 
 
-def start(images, folder, *options):
-    environment = {**os.environ, "PYTHONPATH": str(Path(skdiec.__file__).parents[1])}
-    command = [sys.executable, "-m", "skdiec.cli", "pretrain", str(images), str(folder), "--channels", "8", *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-def test_waiting_and_ctrl_c_are_told_of_without_a_traceback(tmp_path, images):
+def test_waiting_and_ctrl_c_are_told_of_without_a_traceback(tmp_path, images, monkeypatch, caplog):
+    """The soak tests do the same to the command in a process of its own."""
     folder = tmp_path / "backbone"
     folder.mkdir()
     (folder / "training.safetensors").write_bytes(b"that of another call")
-    with FileLock(folder / ".lock"):
-        process = start(images, folder)
-        waiting = process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
-    assert waiting == f"waiting for another call that trains a backbone in {folder}\n"
-    assert rest == "Error: stopped; the same command goes on from its last checkpoint\n"
-    assert process.returncode == 130
+    monkeypatch.setattr("skdiec.backbones.folders._PATIENCE_SECONDS", 0.05)
+    held, done = threading.Event(), threading.Event()
+
+    def hold_and_press():
+        with FileLock(folder / ".lock"):
+            held.set()
+            while not caplog.records and not done.wait(0.02):
+                pass
+            if not done.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+                done.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(hold_and_press)
+        assert held.wait(60)
+        try:
+            result = CliRunner().invoke(app, ["pretrain", str(images), str(folder), "--channels", "8"])
+        finally:
+            done.set()
+        other.result()
+    assert caplog.messages == [f"waiting for another call that trains a backbone in {folder}"]
+    assert result.stderr == "Error: stopped; the same command goes on from its last checkpoint\n"
+    assert (result.exit_code, result.stdout) == (130, "")

@@ -3,6 +3,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from joblib import parallel_config
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from skdiec.parallel import in_order, in_parallel
@@ -37,7 +38,8 @@ def test_one_job_and_busy_cores_leave_calls_in_the_thread_of_the_caller(n_jobs, 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_results_are_in_the_order_of_the_calls(n_jobs):
     calls = [functools.partial(int, number) for number in "31415"]
-    assert in_parallel(calls, n_jobs) == [3, 1, 4, 1, 5]
+    with parallel_config("threading"):  # of processes, which take seconds to start, the search has a test
+        assert in_parallel(calls, n_jobs) == [3, 1, 4, 1, 5]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV
 
 from skdiec import DiffusionEmbeddedClustering, _estimator
 
@@ -45,6 +45,7 @@ REALS = {
     "backbone_learning_rate": 0.0009765625,
     "tol": 0.5,
 }
+NUMBERS = {"integers": INTEGERS, "reals": REALS}
 
 
 @pytest.fixture
@@ -66,25 +67,26 @@ def test_every_number_among_the_parameters_is_here():
     assert set(_estimator._NUMBERS) == numbers - {"timestep", "pooling", "random_state"}
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.uint64])
-@pytest.mark.parametrize("name", INTEGERS)
-def test_integers_of_numpy_are_taken(name, kind, make_model, images):
-    value = INTEGERS[name]
-    expected = make_model(**{name: value}).fit(images)
-    model = make_model(**{name: kind(value)}).fit(images)
+@pytest.fixture(scope="module")
+def plain(make_model, planted):
+    """Fits with all integers, and with all reals, as Python has them."""
+    return {name: make_model(**values).fit(planted()[0]) for name, values in NUMBERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("integers", kind) for kind in (np.int64, np.int32, np.uint8, np.uint64)),
+        *(("reals", kind) for kind in (np.float32, np.float64, np.float16, Fraction)),
+    ],
+)
+def test_numbers_of_all_kinds_are_taken(name, kind, make_model, images, plain):
+    """All parameters at once: each of them has to be taken, and to mean the same."""
+    values, expected = NUMBERS[name], plain[name]
+    model = make_model(**{name: kind(value) for name, value in values.items()}).fit(images)
     assert_array_equal(model.embedding_, expected.embedding_)
     assert_array_equal(model.predict(images), expected.predict(images))
-    assert type(model.get_params()[name]) is kind  # a parameter is never overwritten
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, Fraction])
-@pytest.mark.parametrize("name", REALS)
-def test_real_numbers_of_all_kinds_are_taken(name, kind, make_model, images):
-    value = REALS[name]
-    expected = make_model(**{name: value}).fit(images)
-    model = make_model(**{name: kind(value)}).fit(images)
-    assert_array_equal(model.embedding_, expected.embedding_)
-    assert type(model.get_params()[name]) is kind
+    assert {type(model.get_params()[name]) for name in values} == {kind}  # a parameter is never overwritten
 
 
 def test_all_numbers_may_be_of_numpy_with_a_trained_backbone(make_model, images):
@@ -108,11 +110,12 @@ def test_arrays_without_an_axis_are_single_values(name, make_model, images):
 def test_searches_over_arrays_of_numpy_fit(make_model, images):
     search = GridSearchCV(
         make_model(max_epochs=2),
-        {"batch_size": np.array([16, 32]), "n_clusters": np.array([2, 3]), "alpha": np.array([0.5, 1], np.float32)},
-        cv=KFold(2),
+        [{"batch_size": np.array([16, 32]), "alpha": np.array([0.5], np.float32)}, {"n_clusters": np.array([2, 3])}],
+        cv=[(np.arange(24), np.arange(24, 48))],
         error_score="raise",
+        refit=False,
     ).fit(images)
-    assert len(search.cv_results_["mean_test_score"]) == 8
+    assert len(search.cv_results_["mean_test_score"]) == 4
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -309,8 +310,13 @@ def test_weights_are_the_same_in_several_threads(tmp_path, uninterrupted, rng_un
     assert found == [uninterrupted] * 4
 
 
-def test_threads_may_be_the_first_to_use_diffusers():
+def test_import_loads_neither_diffusers_nor_matplotlib_and_threads_may_be_the_first_to_use_them():
+    """Two things of one new process, which takes seconds to start."""
     script = f"""
+import sys
+import skdiec
+print(sorted({{'diffusers', 'matplotlib'}} & set(sys.modules)), skdiec.__version__)
+
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch
 from skdiec import pretrain
@@ -321,7 +327,7 @@ with ThreadPoolExecutor(4) as pool:
 print(len(set(found)))
 """
     done = run_script(script)
-    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+    assert (done.returncode, done.stdout.splitlines()) == (0, [f"[] {skdiec.__version__}", "1"]), done.stderr
 
 
 MODES = {
@@ -332,13 +338,18 @@ MODES = {
 }
 
 
+@pytest.fixture(scope="module")
+def of_one_epoch():
+    """Results of one epoch in each precision, outside of any mode."""
+    return {precision: result(train(epochs=1, precision=precision)) for precision in ("fp32", "bf16")}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mode", MODES)
-def test_weights_do_not_depend_on_torchs_modes(mode, precision):
-    expected = result(train(precision=precision))
+def test_weights_do_not_depend_on_torchs_modes(mode, precision, of_one_epoch):
     with MODES[mode]():
-        backbone = train(precision=precision)
-    assert result(backbone) == expected
+        backbone = train(epochs=1, precision=precision)
+    assert result(backbone) == of_one_epoch[precision]
 
 
 @pytest.mark.parametrize(
@@ -584,15 +595,31 @@ CHANGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folders of a training that is finished, and of one that was stopped in its third step. Tests get copies."""
+    finished, unfinished = tmp_path_factory.mktemp("finished"), tmp_path_factory.mktemp("unfinished")
+    train(folder=finished)
+    denoising_loss, calls = PixelBackbone.denoising_loss, count(1)
+
+    def stop(backbone, x0, noise, timesteps):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return denoising_loss(backbone, x0, noise, timesteps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PixelBackbone, "denoising_loss", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder=unfinished, checkpoint_seconds=0)
+    return {True: finished, False: unfinished}
+
+
 @pytest.mark.parametrize(("change", "difference"), CHANGES)
 @pytest.mark.parametrize("finished", [True, False])
-def test_folder_of_another_training_is_refused_untouched(change, difference, finished, tmp_path, steps):
-    steps.stop = set() if finished else {3}
-    try:
-        train(folder=tmp_path, checkpoint_seconds=0)
-    except KeyboardInterrupt:
-        assert not finished
+def test_folder_of_another_training_is_refused_untouched(change, difference, finished, trained, tmp_path):
+    shutil.copytree(trained[finished], tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
+    assert ("training.safetensors" in before) != finished
     kind = "a backbone" if finished else "an unfinished training"
     with pytest.raises(ValueError, match=f"{tmp_path} holds {kind}.* {difference}: choose another folder"):
         train(**{"folder": tmp_path, "checkpoint_seconds": 0, **change})
@@ -607,7 +634,7 @@ def test_seed_and_precision_are_those_found_unless_asked_for(finished, tmp_path,
     except KeyboardInterrupt:
         assert not finished
     monkeypatch.setattr(settings, "has_native_bf16", lambda device: True)
-    backbone = train(folder=tmp_path, checkpoint_seconds=0, random_state=None, precision="auto")
+    backbone = train(folder=tmp_path, random_state=None, precision="auto")
     assert backbone.recipe["settings"]["seed"] == 5
     assert backbone.recipe["settings"]["precision"] == "fp32"
     assert result(backbone) == result(train(random_state=5))

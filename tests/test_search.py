@@ -260,8 +260,13 @@ def test_criterion_is_named_after_the_callable():
     assert sorted(search_cells(planted(), **SMALL, criterion=mean_distance).scores) == ["mean_distance", "scott"]
 
 
-def test_processes_give_what_one_gives():
-    one, two = (search_cells(planted(Cell("flat", 10, 2)), **GRID, n_jobs=n_jobs) for n_jobs in (None, 2))
+def test_processes_give_what_one_gives_and_leave_the_number_of_threads():
+    one = search_cells(planted(Cell("flat", 10, 2)), **GRID)
+    with threadpool_limits(limits=2):
+        before = [pool["num_threads"] for pool in threadpool_info()]
+        with parallel_config("loky"):
+            two = search_cells(planted(Cell("flat", 10, 2)), **GRID, n_jobs=2)
+        assert [pool["num_threads"] for pool in threadpool_info()] == before
     assert one.best == two.best
     for name, scores in one.scores.items():
         assert_array_equal(two.scores[name], scores)
@@ -288,11 +293,10 @@ def test_threads_leave_the_filters_of_warnings_as_they_were():
     assert warnings.filters == before
 
 
-@pytest.mark.parametrize("backend", ["loky", "threading"])
-def test_the_number_of_threads_is_as_it_was_after_a_search(backend):
+def test_the_number_of_threads_is_as_it_was_after_a_search():
     with threadpool_limits(limits=2):
         before = [pool["num_threads"] for pool in threadpool_info()]
-        with parallel_config(backend):
+        with parallel_config("threading"):
             search_cells(planted(Cell("flat", 10, 2)), **GRID, n_jobs=2)
         assert [pool["num_threads"] for pool in threadpool_info()] == before
 

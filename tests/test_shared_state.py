@@ -1,9 +1,12 @@
 """What a process shares, and what the caller had: fits in threads, settings of libraries, fits that fail."""
 
+import copy
+import functools
 import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -28,9 +31,26 @@ PARAMETERS = {
 AUTO = {"backbone": "auto", "pretrain_params": {"epochs": 2, "channels": (8,), "precision": "fp32"}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images(planted):
     return planted()[0]
+
+
+@pytest.fixture(scope="module")
+def alone(images):
+    """Gives fits to the images of one seed, in no threads and no settings: each is made once."""
+    return functools.cache(lambda seed=0: fit(images, seed))
+
+
+@pytest.fixture
+def fitted(fitted_once):
+    """A model that is fitted to the images. Fits replace attributes, so a plain copy is like a new one."""
+    return copy.copy(fitted_once)
+
+
+@pytest.fixture(scope="module")
+def fitted_once(make_model, images):
+    return make_model(3).fit(images)
 
 
 def weights(backbone):
@@ -39,6 +59,15 @@ def weights(backbone):
 
 def fit(X, seed=0, **parameters):
     return DiffusionEmbeddedClustering(3, random_state=seed, **{**AUTO, **PARAMETERS, **parameters}).fit(X)
+
+
+@contextmanager
+def two_threads():
+    """What has two threads gets them. MKL, which is inside torch, would keep them: their waiting for each other makes
+    a fit ten times as long on a busy machine."""
+    with threadpool_limits(limits=2):
+        yield
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def thread_limits():
@@ -59,26 +88,26 @@ def test_heads_of_one_seed_are_the_same_in_every_thread(rng_untouched):
     assert all(all(map(torch.equal, one, expected[place % 2])) for place, one in enumerate(found))
 
 
-def test_fits_in_threads_are_those_of_fits_alone(images, rng_untouched):
-    expected = [fit(images, seed) for seed in (0, 1)]
+def test_fits_in_threads_are_those_of_fits_alone(images, alone, rng_untouched):
+    expected = [alone(seed) for seed in (0, 1)]
     with rng_untouched(), ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda seed: fit(images, seed), [0, 1] * 3))
+        found = list(pool.map(lambda seed: fit(images, seed), [0, 1] * 2))
     for place, model in enumerate(found):
-        alone = expected[place % 2]
-        assert all(map(torch.equal, weights(model.backbone_), weights(alone.backbone_)))
-        assert_array_equal(model.embedding_, alone.embedding_)
-        assert_array_equal(model.labels_, alone.labels_)
+        one = expected[place % 2]
+        assert all(map(torch.equal, weights(model.backbone_), weights(one.backbone_)))
+        assert_array_equal(model.embedding_, one.embedding_)
+        assert_array_equal(model.labels_, one.labels_)
 
 
-def test_fits_by_joblib_in_threads_are_those_of_fits_alone(images):
-    expected = fit(images)
+def test_fits_by_joblib_in_threads_are_those_of_fits_alone(images, alone):
+    expected = alone()
     with parallel_config(backend="threading", n_jobs=3):
         found = Parallel()(delayed(fit)(images) for _ in range(3))
     assert all(np.array_equal(model.embedding_, expected.embedding_) for model in found)
 
 
-def test_threads_that_share_a_memory_keep_the_right_backbone(images, tmp_path):
-    expected = fit(images)
+def test_threads_that_share_a_memory_keep_the_right_backbone(images, alone, tmp_path):
+    expected = alone()
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: fit(images, memory=str(tmp_path)), range(3)))
     found.append(fit(images, memory=str(tmp_path)))
@@ -96,13 +125,17 @@ def test_trainings_of_one_seed_are_the_same_in_every_thread(images, rng_untouche
 
 
 @pytest.mark.parametrize("n_jobs", [None, 2])
-def test_fits_in_threads_leave_limits_and_filters_as_they_were(n_jobs, images, make_model):
-    with threadpool_limits(limits=2):
+def test_fits_in_threads_leave_limits_and_filters_as_they_were(n_jobs, images, make_unet, make_model):
+    with two_threads():
         before, filters = thread_limits(), list(warnings.filters)
-        model = make_model()
-        model.fit(images)
+        # Attention is what takes long with two threads for so few numbers.
+        models = [
+            make_model(timestep=(25, 50), n_jobs=n_jobs, backbone=unet)
+            for unet in [make_unet(sample_size=8, add_attention=False)] * 5
+        ]
+        models.pop().fit(images)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: make_model(timestep=(25, 50), n_jobs=n_jobs).fit(images), range(8)))
+            list(pool.map(lambda model: model.fit(images), models))
         assert thread_limits() == before
         with ThreadPoolExecutor(1) as pool:  # a thread that is new to torch
             assert pool.submit(torch.get_num_threads).result() == before[1]
@@ -112,8 +145,16 @@ def test_fits_in_threads_leave_limits_and_filters_as_they_were(n_jobs, images, m
 # Settings of libraries
 
 
-@pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "normalized_cut", "scott"])
-@pytest.mark.parametrize("search", ["grid", "halving"])
+@pytest.mark.parametrize(
+    ("criterion", "search"),
+    [
+        ("consensus", "grid"),
+        ("consensus", "halving"),
+        ("relative_cut", "halving"),
+        ("normalized_cut", "grid"),
+        ("scott", "halving"),
+    ],
+)
 def test_output_in_frames_is_of_the_estimator_alone(criterion, search, make_model, images):
     model = make_model(timestep=(25, 50), pooling=(1, 2), criterion=criterion, search=search)
     expected = model.fit(images).embedding_
@@ -136,8 +177,8 @@ def test_output_in_frames_is_of_the_estimator_alone(criterion, search, make_mode
         lambda: torch.device("meta"),
     ],
 )
-def test_settings_of_the_program_do_not_change_a_fit(settings, images):
-    expected = fit(images)
+def test_settings_of_the_program_do_not_change_a_fit(settings, images, alone):
+    expected = alone()
     with settings():
         found = fit(images)
         assert_array_equal(found.predict(images), expected.labels_)
@@ -149,8 +190,8 @@ def test_settings_of_the_program_do_not_change_a_fit(settings, images):
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("step", ["load_backbone", "search_cells", "_find_start", "train", "EmbeddingModel"])
-def test_refit_that_fails_leaves_the_first_fit(error, step, make_model, images, planted, monkeypatch):
-    model = make_model(3).fit(images)
+def test_refit_that_fails_leaves_the_first_fit(error, step, fitted, images, planted, monkeypatch):
+    model = fitted
     before = dict(vars(model))
     other, _ = planted((8, 8), 4, seed=1)
 
@@ -167,8 +208,8 @@ def test_refit_that_fails_leaves_the_first_fit(error, step, make_model, images, 
     assert_array_equal(model.predict(images), before["labels_"])
 
 
-def test_refit_that_is_interrupted_in_its_last_step_leaves_the_first_fit(make_model, images, planted, monkeypatch):
-    model = make_model(3).fit(images)
+def test_refit_that_is_interrupted_in_its_last_step_leaves_the_first_fit(fitted, planted, monkeypatch):
+    model = fitted
     before = dict(vars(model))
 
     def interrupt(self, z):  # where labels are computed, when much else is there
