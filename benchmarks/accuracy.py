@@ -282,7 +282,8 @@ def table(results: Results, name: str) -> list[str]:
         recipe = recipe_of(name)
         lines.append(
             f"Backbone: {recipe['parameters'] / 1e6:.2f} M parameters, {recipe['settings']['epochs']} epochs on the "
-            f"same {recipe['images']:,} images without labels, {recipe['seconds'] / 60:.1f} minutes{TRAINED_ON.get(name, '')}."
+            f"same {recipe['images']:,} images without labels, {recipe['seconds'] / 60:.1f} minutes"
+            f"{TRAINED_ON.get(name, '')}."
         )
     return [*lines, *sources(results), f"Command: `python benchmarks/accuracy.py --datasets {name}`.", ""]
 
