@@ -199,6 +199,7 @@ SHORT = {"epochs": 1, "batch_size": 10, "channels": (2,)}
 
 def calls_of_a_training(folder, monkeypatch):
     """The calls that change the disk while a short training runs."""
+    train(**SHORT)  # what is imported by the first one opens files too
     with monkeypatch.context() as patch:
         calls = kill_at(patch, 10**9)
         train(folder, **SHORT)
