@@ -167,6 +167,23 @@ def test_libraries_are_declared():
     assert {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in used} == declared
 
 
+def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight():
+    assert set(dir(skdiec)) == {
+        "DiffusionEmbeddedClustering",
+        "__version__",
+        "load_backbone",
+        "pretrain",
+        "datasets",
+        "metrics",
+        "scores",
+    }
+    assert dir(skdiec) == sorted(skdiec.__all__)
+    for name in ("datasets", "metrics", "scores"):
+        assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
+    with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
+        skdiec.plumbing  # noqa: B018
+
+
 # Manners
 
 

@@ -10,14 +10,14 @@ from sklearn import config_context
 from sklearn.base import clone, is_clusterer
 from sklearn.decomposition import PCA
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, get_scorer
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skdiec import DiffusionEmbeddedClustering
-from skdiec.metrics import accuracy_scorer, ari_scorer, nmi_scorer
+from skdiec.metrics import accuracy_scorer
 
 FOLDS = KFold(2, shuffle=True, random_state=0)
 
@@ -137,7 +137,8 @@ def test_feature_union_puts_the_embedding_beside_other_features(make_model, rows
 
 def test_grid_search_with_labels(make_model, planted):
     X, labels = planted()
-    scorers = {"ari": ari_scorer, "nmi": nmi_scorer, "accuracy": accuracy_scorer}
+    names = {"ari": "adjusted_rand_score", "nmi": "normalized_mutual_info_score"}
+    scorers = {"accuracy": accuracy_scorer, **{name: get_scorer(scorer) for name, scorer in names.items()}}
     search = GridSearchCV(make_model(), {"n_clusters": [2, 3]}, scoring=scorers, refit="nmi", cv=FOLDS).fit(X, labels)
     assert search.best_params_ == {"n_clusters": 3}
     for name, scorer in scorers.items():
@@ -162,14 +163,20 @@ def test_grid_search_over_rows_of_a_pipeline(make_model, rows):
     table, labels = rows
     pipeline = make_pipeline(MinMaxScaler(clip=True), make_model(image_shape=(8, 8), value_range=(0, 1)))
     grid = {"diffusionembeddedclustering__n_clusters": [2, 3]}
-    search = GridSearchCV(pipeline, grid, scoring=ari_scorer, cv=FOLDS).fit(table, labels)
+    search = GridSearchCV(pipeline, grid, scoring="adjusted_rand_score", cv=FOLDS).fit(table, labels)
     assert (search.best_params_, search.best_score_) == ({"diffusionembeddedclustering__n_clusters": 3}, 1.0)
 
 
 def test_halving_search(make_model, planted):
     X, labels = planted(size=24)
     search = HalvingGridSearchCV(
-        make_model(), {"n_clusters": [2, 3]}, scoring=ari_scorer, cv=FOLDS, min_resources=36, factor=2, random_state=0
+        make_model(),
+        {"n_clusters": [2, 3]},
+        scoring="adjusted_rand_score",
+        cv=FOLDS,
+        min_resources=36,
+        factor=2,
+        random_state=0,
     )
     search.fit(X, labels)
     assert search.n_resources_ == [36, 72]
@@ -193,7 +200,7 @@ def test_metadata_routing(make_model, planted):
         assert same_partition(pipeline.fit_predict(X.reshape(48, 64)), labels)
         with pytest.raises(TypeError, match="sample_weight"):
             pipeline.fit(X.reshape(48, 64), sample_weight=np.ones(48))
-        search = GridSearchCV(model, {"n_clusters": [2, 3]}, scoring=ari_scorer, cv=FOLDS).fit(X, labels)
+        search = GridSearchCV(model, {"n_clusters": [2, 3]}, scoring="adjusted_rand_score", cv=FOLDS).fit(X, labels)
         assert search.best_params_ == {"n_clusters": 3}
 
 
