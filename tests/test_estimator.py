@@ -439,7 +439,7 @@ def work(monkeypatch):
     count("pretraining", pretraining._Training, "run")
     count("search", _estimator, "search_cells")
     count("passes", FeatureExtractor, "_extract")
-    count("start", _estimator, "ensemble_partition")
+    count("start", _estimator, "initial_partition")
     return counts
 
 
