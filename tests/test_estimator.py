@@ -490,11 +490,24 @@ def remembered(remembered_once, tmp_path):
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ({"alpha": 2.0, "beta": 0.0, "nu": 2.0}, {}),
         ({"head": None}, {}),
-        ({"hidden_size": 8, "learning_rate": 1e-4, "batch_size": 20}, {}),
-        ({"max_epochs": 4, "warmup_epochs": 2, "tol": 0.0, "update_interval": 2}, {}),
-        ({"inference_batch_size": 8, "n_jobs": 1}, {}),
+        (
+            {
+                "alpha": 2.0,
+                "beta": 0.0,
+                "nu": 2.0,
+                "hidden_size": 8,
+                "learning_rate": 1e-4,
+                "batch_size": 20,
+                "max_epochs": 4,
+                "warmup_epochs": 2,
+                "tol": 0.0,
+                "update_interval": 2,
+                "inference_batch_size": 8,
+                "n_jobs": 1,
+            },
+            {},
+        ),
         ({"n_init": 4}, {"start": 1}),
         ({"n_components": 3}, {"start": 1}),
         ({"n_draws": 3}, {"start": 1, "passes": 1}),

@@ -30,7 +30,7 @@ CHEAP = {"epochs": 2, "channels": (8,)}
 @pytest.mark.filterwarnings("ignore:training collapsed:UserWarning")
 @pytest.mark.filterwarnings("ignore:only . of n_clusters:sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(
-    [DiffusionEmbeddedClustering(timestep=50, n_init=2, max_epochs=5, pretrain_params=CHEAP)], legacy=True
+    [DiffusionEmbeddedClustering(timestep=50, pooling=1, n_init=2, max_epochs=5, pretrain_params=CHEAP)], legacy=True
 )
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
