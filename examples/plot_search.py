@@ -10,7 +10,7 @@ shows what the search saw.
 # %%
 # A quick model
 # -------------
-# Ten passes over a third of the images make a small, weak diffusion model within seconds; the quickstart takes all
+# Six passes over a third of the images make a small, weak diffusion model within seconds; the quickstart takes all
 # images and trains for longer. Pixels of these images run from 0 to 16, which has to be said: floats could mean
 # anything.
 
@@ -29,7 +29,7 @@ model = DiffusionEmbeddedClustering(
     timestep=[10, 50, 100, 200],
     pooling=4,
     n_init=2,
-    pretrain_params={"epochs": 10, "channels": (16, 32)},
+    pretrain_params={"epochs": 6, "channels": (16, 32)},
     random_state=0,
 )
 model.fit(images)

@@ -666,11 +666,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
         self.initial_labels_, self.stability_ = start.labels, start.stability
         tree = functools.partial(cluster_tree, self.embedding_, start.graph, self.labels_, seed=seeds.start)
-        ((self.fine_labels_, self.linkage_),) = in_parallel([tree], 1)
         compare = functools.partial(
             cut_over_noise, start.h, self.labels_, self.n_neighbors, normalized_cut, seed=seeds.start
         )
-        (self.cut_over_noise_,) = in_parallel([compare], 1)
+        (self.fine_labels_, self.linkage_), self.cut_over_noise_ = in_parallel([tree, compare], 1)
         self.backbone_ = extractors[-1].backbone
         self.share_explained_ = shares
         self.fit_seconds_ = clock.seconds

@@ -74,7 +74,7 @@ def test_pretrain_takes_a_known_data_set_from_a_folder(tmp_path, run):
         (["nowhere"], "there is no folder nowhere"),
         (["usps", "--data", "nowhere"], "folder must hold usps.npz or usps_jpeg.npz"),
         (["digits", "--channels", "8,x"], "--channels must be whole numbers with commas between; got '8,x'"),
-        (["nowhere", "--data", "."], "--data goes with a data set (digits, usps, mnist, fashion_mnist, cifar10); got"),
+        (["nowhere", "--data", "."], "--data goes with a data set (digits, usps, mnist, fashion_mnist, cifar10, umist"),
         (["digits", "--epochs", "0"], "epochs must be an int of at least 1; got 0"),
         (["digits", "--dtype", "int8"], "dtype must be 'float32' or 'bfloat16'; got 'int8'"),
     ],

@@ -57,7 +57,7 @@ def test_share_is_one_minus_the_ratio_of_losses(trained, digits):
 
 def test_share_of_networks_that_are_known(make_backbone, digits):
     """A line explains nothing, the noise itself everything."""
-    images = source(digits[:100])
+    images = source(digits[:90])
     backbone = make_backbone(sample_size=8)
     seen = {}
     real = backbone.add_noise
@@ -198,12 +198,12 @@ def test_fit_measures_and_tells(trained, digits, caplog):
     )  # fmt: skip
     with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="skdiec"):
         warnings.simplefilter("error")
-        model.fit(digits[:100])
+        model.fit(digits[:90])
     assert list(model.share_explained_) == [50, 150, 350]
     assert min(model.share_explained_.values()) > 0.4
     assert "share explained of these images: 0." in caplog.text
     with pytest.warns(UserWarning, match="straight line") as caught:
-        model.set_params(value_range=(-1, 1)).fit(digits[:100] / 16)
+        model.set_params(value_range=(-1, 1)).fit(digits[:90] / 16)
     assert [warning.filename for warning in caught] == [__file__]
     assert min(model.share_explained_.values()) < 0
 
