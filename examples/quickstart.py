@@ -27,7 +27,7 @@ def main() -> None:
     model = DiffusionEmbeddedClustering(
         n_clusters=10,
         value_range=(0, 16),
-        pretrain_params={"epochs": 25},  # fewer than the default's 40, to be quick
+        pretrain_params={"epochs": 25},  # fewer than the default's 89, to be quick
         random_state=arguments.seed,
         verbose=not arguments.quiet,
     )
