@@ -72,7 +72,9 @@ def test_measured_functions_run_in_a_process_of_their_own(common):
     assert 0 < peak < 100
 
 
-@pytest.mark.parametrize("name", ["ablations", "criteria", "files", "fit", "partition", "pretraining", "scale", "search"])
+@pytest.mark.parametrize(
+    "name", ["ablations", "criteria", "files", "fit", "partition", "pretraining", "scale", "search"]
+)
 def test_tables_are_made_of_the_measured_rows(benchmark, common, name):
     module = benchmark(name)
     written = (FOLDER / "results" / f"{name}.md").read_text()
