@@ -160,6 +160,8 @@ def test_waiting_and_ctrl_c_are_told_of_without_a_traceback(tmp_path, images, mo
     (folder / "training.safetensors").write_bytes(b"that of another call")
     monkeypatch.setattr("skdiec.backbones.folders._PATIENCE_SECONDS", 0.05)
     held, done = threading.Event(), threading.Event()
+    # Jobs in the background of a shell inherit that Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def hold_and_press():
         with FileLock(folder / ".lock"):
@@ -177,6 +179,7 @@ def test_waiting_and_ctrl_c_are_told_of_without_a_traceback(tmp_path, images, mo
             result = CliRunner().invoke(app, ["pretrain", str(images), str(folder), "--channels", "8"])
         finally:
             done.set()
+            signal.signal(signal.SIGINT, before)
         other.result()
     assert caplog.messages == [f"waiting for another call that trains a backbone in {folder}"]
     assert result.stderr == "Error: stopped; the same command goes on from its last checkpoint\n"
