@@ -37,7 +37,7 @@ def write_images(path: Path, count: int) -> None:
 
 
 def fit(path: Path, folder: Path) -> None:
-    from skdiec import DiffusionEmbeddedClustering
+    from skdiec import DiffusionEmbeddedClustering, Pretraining
 
     model = DiffusionEmbeddedClustering(
         3,
@@ -45,7 +45,7 @@ def fit(path: Path, folder: Path) -> None:
         timestep=50,
         pooling=2,
         n_draws=1,
-        pretrain_params={"epochs": 2, "channels": (8, 16)},
+        backbone=Pretraining(epochs=2, channels=(8, 16)),
         random_state=0,
     )
     joblib.dump(model.fit(np.load(path, mmap_mode="r")[:2000]), folder / "model.joblib")

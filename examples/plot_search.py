@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from skdiec import DiffusionEmbeddedClustering
+from skdiec import DiffusionEmbeddedClustering, Pretraining
 from skdiec.metrics import clustering_report
 
 digits = load_digits()
@@ -29,7 +29,7 @@ model = DiffusionEmbeddedClustering(
     timestep=[10, 50, 100, 200],
     pooling=4,
     n_init=2,
-    pretrain_params={"epochs": 6, "channels": (16, 32)},
+    backbone=Pretraining(epochs=6, channels=(16, 32)),
     random_state=0,
 )
 model.fit(images)

@@ -10,7 +10,7 @@ import time
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from skdiec import DiffusionEmbeddedClustering
+from skdiec import DiffusionEmbeddedClustering, Pretraining
 from skdiec.metrics import clustering_report
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     model = DiffusionEmbeddedClustering(
         n_clusters=10,
         value_range=(0, 16),
-        pretrain_params={"epochs": 25},  # fewer than the default's 89, to be quick
+        backbone=Pretraining(epochs=25),  # fewer than the default's 89, to be quick
         random_state=arguments.seed,
         verbose=not arguments.quiet,
     )

@@ -1,9 +1,9 @@
 """skdiec: cluster images with what a pretrained diffusion model already knows.
 
-`DiffusionEmbeddedClustering` is a scikit-learn estimator for the method of "DiEC: Diffusion Embedded
-Clustering" (https://arxiv.org/abs/2512.20905); `pretrain` trains a compact diffusion model on unlabelled images and
-`load_backbone` reads one that exists. `skdiec.metrics` and `skdiec.scores` evaluate clusterings, `skdiec.datasets` has
-what they are compared on.
+`DiffusionEmbeddedClustering` is a scikit-learn estimator for the method of "DiEC: Diffusion Embedded Clustering"
+(https://arxiv.org/abs/2512.20905). `Pretraining` says how it trains a compact diffusion model on the images; `pretrain`
+trains one beforehand, and `load_backbone` reads one that exists. `skdiec.metrics` and `skdiec.scores` evaluate
+clusterings, `skdiec.datasets` has what they are compared on.
 """
 
 import importlib
@@ -11,11 +11,11 @@ from types import ModuleType
 
 from skdiec._estimator import DiffusionEmbeddedClustering
 from skdiec._version import __version__
-from skdiec.backbones import load_backbone, pretrain
+from skdiec.backbones import Pretraining, load_backbone, pretrain
 
 _MODULES = ("datasets", "metrics", "scores")
 
-__all__ = ["DiffusionEmbeddedClustering", "__version__", "load_backbone", "pretrain", *_MODULES]
+__all__ = ["DiffusionEmbeddedClustering", "Pretraining", "__version__", "load_backbone", "pretrain", *_MODULES]
 
 
 def __getattr__(name: str) -> ModuleType:

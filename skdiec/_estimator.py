@@ -6,16 +6,13 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import importlib.util
 import logging
 import math
 import os
 import re
-import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,25 +20,17 @@ import joblib
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
-from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import Tags, check_array, check_random_state
-from sklearn.utils._param_validation import (
-    HasMethods,
-    Interval,
-    InvalidParameterError,
-    StrOptions,
-    validate_parameter_constraints,
-)
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
+from skdiec._callbacks import OF_SKLEARN, CallbackSupportMixin, Stages, Steps, with_callbacks
+from skdiec._parameters import CONSTRAINTS, check_init, check_parameters, search_space
 from skdiec._version import __version__
-from skdiec.activations import Cell
 from skdiec.backbones import (
     PixelBackbone,
+    Pretraining,
     check_share_explained,
     default_device,
     is_emulated,
@@ -61,29 +50,24 @@ from skdiec.images import (
     thumbnails,
     unpack,
 )
-from skdiec.messages import MAX_LENGTH, shortened, shown
+from skdiec.initialization import Initialization, initialize
+from skdiec.messages import MAX_LENGTH, shortened, shown, warn
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
-from skdiec.partition import cluster_tree, cut_over_noise, cut_tree, initial_partition, kmeans_labels
-from skdiec.scores import balanced_cut, modularity, normalized_cut
-from skdiec.search import SearchResult, principal_components, search_cells
+from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
+from skdiec.scores import modularity, normalized_cut
+from skdiec.search import SearchResult, search_cells
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,
     EmbeddingModel,
     FrozenEmbedder,
-    Projection,
     ResidualHead,
     TrainingConfig,
+    TrainingState,
     train,
 )
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_TIMESTEPS = (10, 25, 50, 100, 150, 200, 300, 400)
-"""Timesteps searched by default, of a schedule of 1,000; scaled to schedules of another length."""
-
-DEFAULT_POOLINGS = (1, 2, 4)
-"""Poolings searched by default."""
 
 _SHIFT_FROM_SIDE = 16
 """Sides from which images are moved by default: in smaller ones, a pixel is too much of what they show."""
@@ -93,17 +77,19 @@ _SEARCH_INIT = 2
 
 _HARDLY_BETTER = 0.9  # of the cut of noise
 _LEAST_TO_TELL = 100  # images: of fewer, noise may have clusters by chance
-_SPREAD = 4.0
-"""Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
-width reaches."""
+
+_PRETRAINING_STEPS = _EXTRACTION_STEPS = 100
+"""Steps of a stage that callbacks see, whatever the number of batches."""
 
 
-class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class DiffusionEmbeddedClustering(
+    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
+):
     """Cluster images by what a diffusion model knows of them (DiEC).
 
     ``fit`` takes a pretrained diffusion model, or trains a compact one on the images; searches its layers and
-    timesteps, without labels, for the representation that clusters best (Clustering-Optimal Layer and Timestep); starts
-    from the best partition found there; and trains a small residual on top of it with a deep embedded clustering loss.
+    timesteps, without labels, for the representation that clusters best (Clustering-Optimal Layer and Timestep); finds
+    an initial partition there; and trains a small residual on top of it with a deep embedded clustering loss.
     The method is that of "DiEC: Diffusion Embedded Clustering" (https://arxiv.org/abs/2512.20905).
 
     Parameters
@@ -111,10 +97,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     n_clusters : int, default=8
         Number of clusters.
 
-    backbone : str, path or model, default="auto"
-        The diffusion model. ``"auto"`` trains a compact one on X (`skdiec.pretrain`). Else the folder of a
-        diffusers pipeline or ``UNet2DModel``, a Hub id, or a loaded model; see `skdiec.load_backbone`.
-        A caller's model is copied, never changed.
+    backbone : Pretraining, str, path or model, default="auto"
+        The diffusion model.
+
+        - ``"auto"`` trains a compact one on X: it stands for ``Pretraining()``.
+        - A `skdiec.Pretraining` says how to train it, and where to keep it.
+        - Any other string or path is the folder of a diffusers pipeline or ``UNet2DModel``, or a Hub id; see
+          `skdiec.load_backbone`.
+        - A loaded model is copied, never changed.
 
     image_shape : tuple of int, default=None
         ``(height, width)``, or three numbers with the channels, of the images in flat rows; also the size at which
@@ -142,43 +132,52 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         searches 1, 2 and 4.
 
     search : {"grid", "halving"}, default="grid"
-        How to search. ``"grid"`` scores every combination of layer, timestep and pooling on the same images (Algorithm
-        A1 of the paper); ``"halving"`` compares the layers first and the timesteps then, on a third of the images, and
-        only the best ones on all, which costs a third, and less than a tenth where timesteps and draws are many; see
-        `skdiec.search.search_cells`. `search_result_` says what each stage scored and cost.
+        How to search. `search_result_` says what was scored, and at what cost.
+
+        - ``"grid"`` scores every combination of layer, timestep and pooling on the same images (Algorithm A1 of the
+          paper).
+        - ``"halving"`` compares the layers first and the timesteps then, on a third of the images, and only the best
+          ones on all. It costs a third, and less than a tenth where timesteps and draws are many.
 
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
-        What a cell of the search is scored by. All but the Scott score look at the best partition found on the cell's
-        neighbourhood graph: its modularity on the graphs of the quarter of the cells (at least four) with the highest
-        Scott scores taken together (``"consensus"``); its normalised cut on its own graph, as it is or relative to what
-        further clusters would cost (`skdiec.scores.relative_cut`); or ``criterion(features, labels)``, higher is
-        better, such as `sklearn.metrics.silhouette_score`, which several threads call at once where `n_jobs` is None.
-        ``"scott"`` is the paper's, which keeps rising with noise; `scott_scores_` is there whatever chooses.
+        What a representation (layer, timestep, pooling) is scored by. All but the Scott score look at the best
+        partition that is found on its neighbourhood graph.
+
+        - ``"consensus"``: the partition's modularity on the graphs of the quarter of the representations, at least
+          four, with the highest Scott scores, taken together.
+        - ``"normalized_cut"``: its normalised cut on its own graph.
+        - ``"relative_cut"``: that cut, relative to what further clusters would cost (`skdiec.scores.relative_cut`).
+        - ``"scott"``: the paper's score, which keeps rising with noise. `scott_scores_` is there whatever chooses.
+        - A callable: ``criterion(features, labels)``, higher is better, such as `sklearn.metrics.silhouette_score`.
+          Several threads call it at once where `n_jobs` is None.
 
     max_search_samples : int, default=2000
-        Images, drawn at random, that cells are scored on.
+        Images, drawn at random, that representations are scored on.
 
     search_draws : int, default=1
-        Noise draws that the scores of the search are averaged over.
+        Noise samples that the scores of the search are averaged over.
 
     n_draws : int, default=5
-        Noise draws that the features of the chosen cell are averaged over: as many forward passes for each image.
+        Noise samples that the features of the chosen representation are averaged over: as many forward passes for each
+        image.
 
     shift : int, default=None
-        Pixels by which draws after the first see the images moved: right, left, down and up by turns. None is 1 for
-        images of at least 16 pixels a side, 0 for smaller ones and tables. Departs from the paper, whose draws differ
-        in noise alone, as they do with 0.
+        Pixels by which the images are moved under noise samples after the first: to the right, left, bottom, top, and
+        so on. None is 1 for images of at least 16 pixels a side, 0 for smaller ones and tables. The paper moves
+        nothing, as 0 does.
 
     n_components : int, default=128
         Dimensions that PCA reduces features to; also those of the embedding.
 
     n_neighbors : int, default=10
-        Neighbours of each image in the graphs that search, start, training and score use.
+        Neighbours of each image in the graphs that search, initial partition, training and score use.
 
     neighbors_algorithm : {"exact", "nndescent"}, default="exact"
-        How they are found (`skdiec.graph.knn_graph`). The time of ``"exact"`` grows with the square of the number of
-        images; from some hundred thousand on take ``"nndescent"``, which is approximate and needs ``pynndescent``
-        (the extra ``nndescent``). The search, on its subset, is exact.
+        How neighbours are found. The search, on its subset, is exact.
+
+        - ``"exact"``: its time grows with the square of the number of images.
+        - ``"nndescent"``: approximate, for some hundred thousand images and more. It needs ``pynndescent`` (the extra
+          ``nndescent``).
 
     init : {"graph", "k-means++"} or array-like of shape (n_samples,) or (n_clusters, n_components_), default="graph"
         The partition that training starts from.
@@ -196,18 +195,27 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         k-means runs in each space that `init` tries. Of those of ``"graph"``, half are in its second round.
 
     head : {"residual", "direct"} or None, default="residual"
-        What is trained. ``"residual"`` is z = h0 + g(h), with h0 the frozen features and g an MLP that starts at
-        zero. ``"direct"`` is z = h, the paper's ablation, which needs `train_backbone`. None trains nothing: rows go
-        to the nearest mean of the start's clusters.
+        What is trained.
+
+        - ``"residual"``: z = h0 + g(h), with h0 the frozen features and g an MLP that starts at zero.
+        - ``"direct"``: z = h, the paper's ablation, which needs `train_backbone`.
+        - None: nothing. Images go to the nearest mean of the initial clusters.
 
     train_backbone : bool, default=False
         Train the backbone too (the paper's dual branch), held to denoising by `denoising_weight`. Much slower than
         the frozen default, which computes features once and leaves generation as it was.
 
-    alpha, beta, gamma : float, default=1.0, 3.0, 1.0
-        Weights of the loss's terms, from 0 to 1e6: L = L_Re + alpha L_KL + beta L_graph + gamma L_ent. The paper does
-        not give them. `gamma` is also what sizes count for when partitions are compared
-        (`skdiec.scores.balanced_cut`): lower it where clusters are known to be of very different sizes.
+    alpha : float, default=1.0
+        Weight, from 0 to 1e6, of the clustering loss L_KL in L = L_Re + alpha L_KL + beta L_graph + gamma L_ent. The
+        paper does not give the weights.
+
+    beta : float, default=3.0
+        Weight, from 0 to 1e6, of the loss L_graph, which draws neighbours together.
+
+    gamma : float, default=1.0
+        Weight, from 0 to 1e6, of the loss L_ent, which keeps clusters from emptying. It is also what sizes count for
+        when partitions are compared (`skdiec.scores.balanced_cut`): lower it where clusters are known to be of very
+        different sizes.
 
     denoising_weight : float, default=1.0
         Weight, up to 1e6, of L_Re, which matters only with `train_backbone`.
@@ -222,9 +230,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Epochs of training at most.
 
     warmup_epochs : int, default=5
-        First epochs, in which the target distribution is the start's partition itself. Departs from the paper, whose
-        k-means start needs none: the graph's partition is not what lies nearest to its means. A safeguard: on USPS and
-        MNIST the present head ends at the same accuracy without.
+        First epochs, in which the target distribution is the initial partition itself. Departs from the paper, whose
+        k-means needs none: the graph's partition is not what lies nearest to its means. A safeguard: USPS and MNIST
+        end at the same accuracy without.
 
     batch_size : int, default=None
         Images per training step. None is a sixteenth of the images, from 128 to 512; with `train_backbone`, where
@@ -242,19 +250,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     update_interval : int, default=1
         Epochs between updates of the target distribution and the graph's weights.
 
-    pretrain_params : dict, default=None
-        Settings of `skdiec.pretrain` for ``backbone="auto"``, such as ``{"epochs": 50}``.
-
-    backbone_folder : path, default=None
-        Where ``backbone="auto"`` saves its diffusers pipeline, resumes a training that was stopped, and finds a
-        finished one, with any seed where `random_state` is None; one that was trained on other images or with other
-        settings is an error. So for cross-validation, whose folds differ, train it beforehand (`skdiec.pretrain`) and
-        pass the folder as `backbone`. None keeps it in `memory` where that is set, else only in `backbone_`.
-
     memory : str or joblib.Memory, default=None
-        Cache of pretraining, search, features and start, so that fits that share them, as in a search over the head's
-        parameters, compute them once. Needs a `random_state` to be of use. A search by a callable `criterion` is not
-        kept, since nothing tells whether two functions of one name are the same.
+        Cache of pretraining, search, features and initial partition, so that fits that share them, as in a search over
+        the head's parameters, compute them once. Needs a `random_state` to be of use. A search by a callable
+        `criterion` is not kept, since nothing tells whether two functions of one name are the same.
 
     inference_batch_size : int, default=None
         Images per forward pass outside of training; halved as often as the device's memory does not suffice. None is
@@ -271,15 +270,15 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Where networks run. None is CUDA where there is one, else the CPU.
 
     n_jobs : int, default=None
-        Processes that score the search's cells, and threads that find neighbours and candidates of the start, as in
-        scikit-learn; but for cells and candidates None, outside of a `joblib.parallel_config`, is as many threads as
-        numerical libraries use. More than the machine, or joblib's backend, has workers are not used. Results do not
-        depend on it.
+        Processes that score the representations, and threads that find neighbours and initial partitions, as in
+        scikit-learn. But for representations and partitions None, outside of a `joblib.parallel_config`, is as many
+        threads as numerical libraries use. More than the machine, or joblib's backend, has workers are not used.
+        Results do not depend on it.
 
     random_state : int, RandomState or None, default=None
-        Seeds pretraining, noise, subset, start and training. Global random states are not touched, but None draws from
-        numpy's, as in scikit-learn. Results repeat on machines of one kind; pretraining computes in bfloat16 where the
-        hardware does, unless ``pretrain_params={"precision": "fp32"}`` says otherwise.
+        Seeds pretraining, noise, subset, initial partition and training. Global random states are not touched, but None
+        draws from numpy's, as in scikit-learn. Results repeat on machines of one kind; pretraining computes in bfloat16
+        where the hardware does, unless ``backbone=Pretraining(precision="fp32")`` says otherwise.
 
     verbose : bool, default=False
         Log stages, and show the progress of pretraining.
@@ -316,15 +315,24 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     initial_labels_ : ndarray of shape (n_samples,), int32
         The partition that training started from.
 
-    layer_, timestep_, pooling_ : str, int, int
-        The chosen representation: Clustering-Optimal Layer (COL), Clustering-Optimal Timestep (COT) and pooling.
+    layer_ : str
+        Layer of the chosen representation: the Clustering-Optimal Layer (COL).
+
+    timestep_ : int
+        Timestep of the chosen representation: the Clustering-Optimal Timestep (COT).
+
+    pooling_ : int
+        Pooling of the chosen representation.
 
     scott_scores_ : ndarray of shape (n_layers, n_timesteps), float64
         Scott scores at the chosen pooling; NaN where a layer's map is smaller than that, and where halving dropped the
-        cell.
+        representation.
 
-    layers_, timesteps_ : tuple
-        Axes of `scott_scores_`.
+    layers_ : tuple of str
+        First axis of `scott_scores_`, in order of execution.
+
+    timesteps_ : tuple of int
+        Second axis of `scott_scores_`.
 
     search_result_ : SearchResult
         All scores of the search, with poolings, cost and criterion.
@@ -337,7 +345,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         Epochs trained.
 
     fit_seconds_ : dict of str to float
-        Wall time of each stage of `fit`: backbone, search, features, start, training.
+        Wall time of each stage of `fit`: ``"backbone"``, ``"search"``, ``"features"``, ``"partition"`` (the initial
+        one) and ``"training"``.
 
     share_explained_ : dict of int to float
         Share of its task that the backbone solves on 256 of the images, at three timesteps: 1 minus its denoising loss
@@ -367,10 +376,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from skdiec import DiffusionEmbeddedClustering
+    >>> from skdiec import DiffusionEmbeddedClustering, Pretraining
     >>> X = load_digits().data[:60]
     >>> model = DiffusionEmbeddedClustering(
-    ...     n_clusters=3, layer="mid_block", timestep=50, pooling=1, pretrain_params={"epochs": 2}, random_state=0
+    ...     n_clusters=3, backbone=Pretraining(epochs=2), layer="mid_block", timestep=50, pooling=1, random_state=0
     ... )
     >>> model.fit(X).labels_.shape
     (60,)
@@ -378,57 +387,13 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     True
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_clusters": [Interval(Integral, 1, None, closed="left")],
-        "backbone": [str, os.PathLike, HasMethods(["parameters"]), HasMethods(["save_pretrained"])],
-        "image_shape": ["array-like", None],
-        "channel_axis": [Integral, None],
-        "value_range": ["array-like", None],
-        "layer": [str, "array-like", None],
-        "timestep": [Integral, "array-like", None],
-        "pooling": [Interval(Integral, 1, None, closed="left"), "array-like", None],
-        "search": [StrOptions({"grid", "halving"})],
-        "criterion": [StrOptions({"consensus", "relative_cut", "normalized_cut", "scott"}), callable],
-        "max_search_samples": [Interval(Integral, 2, None, closed="left")],
-        "search_draws": [Interval(Integral, 1, 10_000, closed="both")],
-        "n_draws": [Interval(Integral, 1, 10_000, closed="both")],
-        "shift": [Interval(Integral, 0, None, closed="left"), None],
-        "n_components": [Interval(Integral, 1, None, closed="left")],
-        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "neighbors_algorithm": [StrOptions({"exact", "nndescent"})],
-        "init": [StrOptions({"graph", "k-means++"}), "array-like"],
-        "n_init": [Interval(Integral, 1, 10_000, closed="both")],
-        "head": [StrOptions({"residual", "direct"}), None],
-        "train_backbone": ["boolean"],
-        "alpha": [Interval(Real, 0, 1e6, closed="both")],
-        "beta": [Interval(Real, 0, 1e6, closed="both")],
-        "gamma": [Interval(Real, 0, 1e6, closed="both")],
-        "denoising_weight": [Interval(Real, 0, 1e6, closed="both")],
-        "nu": [Interval(Real, 1e-6, 1e6, closed="both")],
-        "hidden_size": [Interval(Integral, 1, 2**16, closed="both")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "learning_rate": [Interval(Real, 0, 1e6, closed="right"), None],
-        "backbone_learning_rate": [Interval(Real, 0, 1e6, closed="right")],
-        "tol": [Interval(Real, 0, 1, closed="both")],
-        "update_interval": [Interval(Integral, 1, None, closed="left")],
-        "pretrain_params": [dict, None],
-        "backbone_folder": [str, os.PathLike, None],
-        "memory": [str, joblib.Memory, None],
-        "inference_batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "precision": [StrOptions({"fp32", "bf16", "fp16"})],
-        "device": [str, torch.device, None],
-        "n_jobs": [Interval(Integral, None, None, closed="neither"), None],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
     def __init__(
         self,
         n_clusters: int = 8,
         *,
-        backbone: str | os.PathLike | Any = "auto",
+        backbone: Pretraining | str | os.PathLike | Any = "auto",
         image_shape: Sequence[int] | None = None,
         channel_axis: int | None = None,
         value_range: Sequence[float] | None = None,
@@ -461,8 +426,6 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         backbone_learning_rate: float = 1e-4,
         tol: float = 1e-4,
         update_interval: int = 1,
-        pretrain_params: Mapping[str, Any] | None = None,
-        backbone_folder: str | os.PathLike | None = None,
         memory: str | joblib.Memory | None = None,
         inference_batch_size: int | None = None,
         precision: str = "fp32",
@@ -505,8 +468,6 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.backbone_learning_rate = backbone_learning_rate
         self.tol = tol
         self.update_interval = update_interval
-        self.pretrain_params = pretrain_params
-        self.backbone_folder = backbone_folder
         self.memory = memory
         self.inference_batch_size = inference_batch_size
         self.precision = precision
@@ -515,8 +476,14 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.random_state = random_state
         self.verbose = verbose
 
+    @with_callbacks
     def fit(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> DiffusionEmbeddedClustering:
-        """Search the representation, find the start and train the embedding.
+        """Search the representation, find an initial partition and train the embedding.
+
+        scikit-learn's callbacks (`set_callbacks`, from 1.9 on) see five tasks: backbone, search, features, partition
+        and training. Each has steps. One that returns True at a step of the backbone's pretraining or of the training,
+        whose steps are epochs, ends that stage there: the backbone stays as it is then, and the best epoch so far is
+        kept. At an epoch's end, callbacks can have the estimator that would be fitted if the training ended there.
 
         Parameters
         ----------
@@ -531,8 +498,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             - an array of HDF5 or zarr.
 
             What a dataset or a file gives is kept in memory up to 1 GiB, and else read whenever it is needed: it must
-            be the same each time. `memory` and `backbone_folder` read all of it once more.
-        y : ignored
+            be the same each time. `memory` and a `Pretraining` with a folder read all of it once more.
+        y : object, default=None
+            Given to callbacks, such as scikit-learn's ``ScoringMonitor``. Clustering does not look at it.
 
         Returns
         -------
@@ -562,80 +530,42 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         fitting = self._checked()
         for name in [name for name in vars(fitting) if name.endswith("_") and not name.startswith("_")]:
             delattr(fitting, name)
+        stages = Stages(self, X, y, n_stages=5)
         with _logging(fitting.verbose), library_defaults():
-            fitting._fit(X)
+            fitting._fit(X, stages)
         # In one step: a fit that fails, or is interrupted, leaves all that there was before.
         given = {name: vars(self)[name] for name in self.get_params(deep=False)}
-        self.__dict__ = {**vars(fitting), **given}
+        of_sklearn = {name: vars(self)[name] for name in OF_SKLEARN if name in vars(self)}
+        self.__dict__ = {**vars(fitting), **given, **of_sklearn}
         self._warn_of_empty_clusters()
         self._warn_of_noise()
+        stages.end(lambda: fitting._fitted_attributes())
         return self
 
-    def _fit(self, X: Any) -> None:
-        device = default_device(self.device)
-        if is_emulated(self.precision, device):
-            warnings.warn(
-                f"precision={self.precision!r} is many times slower than 'fp32' on this {device.type}, which has no "
-                "instructions for it",
-                stacklevel=3,
-            )
-        memory = check_memory(self.memory)
-        seeds = _Seeds.draw(self.random_state)
-        # Loaded when first needed: wrong input is told of before a download.
-        load = functools.cache(lambda: None if _is_auto(self.backbone) else load_backbone(self.backbone))
-        source = self._image_source(self._check_input(X, reset=True), file_shape=lambda: load().image_shape)
-        if len(source) < self.n_clusters:
-            raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
-        if len(source) < 2:
-            raise ValueError("X must hold at least 2 images to tell what they vary in; got n_samples=1")
-        # Any backbone in the folder will do where no seed is asked for.
-        any_seed = self.random_state is None and self.backbone_folder is not None
-        pretrain_params = {
-            "random_state": None if any_seed else seeds.pretrain,
-            "device": device,
-            "verbose": self.verbose,
-            **(self.pretrain_params or {}),
-        }
-        backbone = load() or untrained_backbone(source, **pretrain_params)
-        backbone.check_channels(source.shape[0])
-        layers, timesteps, poolings = self._search_space(backbone)
-        widths = [
-            channels * pooling**2
-            for channels, *sides in layers.values()
-            for pooling in poolings
-            if pooling <= min(sides)
-        ]
-        self._check_init(len(source), widths)
-        check_space(4 * len(source) * max(widths))
-        if self.shift is not None and self.shift >= min(source.shape[1:]):
-            raise ValueError(
-                f"shift must be less than the images' sides, {source.shape[1:]} (height, width); got {self.shift}"
-            )
-        files = source.paths if isinstance(source, FileImages) else None
-        source = source.in_memory()
+    def _fit(self, X: Any, stages: Stages) -> None:
+        setup = self._set_up(X)
+        source, seeds, memory = setup.source, setup.seeds, setup.memory
+        self._format, self.image_shape_, self.value_range_ = source.format, source.shape, source.format.value_range
+        if setup.files is not None:
+            self.files_ = setup.files
+        if not source.format.is_table:
+            self.n_features_in_ = math.prod(source.shape)
 
-        clock = _Clock()
-        if _is_auto(self.backbone):
-            folder = self._pretrain_folder(source, backbone.recipe["settings"], memory)
-            backbone = pretrain(source, folder, **pretrain_params)
-        elif backbone is self.backbone:  # a PixelBackbone of the caller's
-            backbone = backbone.copy()
-        backbone = backbone.to(device)
-        shares = check_share_explained(backbone, source, is_trained_on_it=_is_auto(self.backbone), seed=seeds.noise)
-        shift = self.shift
-        if shift is None:
-            shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
-        batch_size = self.inference_batch_size or suited_batch_size(backbone)
-        extractor = FeatureExtractor(backbone, self.n_draws, shift, seeds.noise, batch_size, self.precision)
-        clock.stop("backbone")
-        search = self._search(extractor, source, layers, timesteps, poolings, memory, seeds)
-        cell = search.best
-        clock.stop("search")
-        features = dataclasses.replace(extractor, memory=memory).extract(source, [cell])[cell]
-        clock.stop("features")
+        with stages.stage("backbone", _PRETRAINING_STEPS if setup.pretraining is not None else 0) as steps:
+            extractor = self._get_backbone(setup, steps)
+        with stages.stage("search", None) as steps:
+            search = self._search(extractor, setup, steps)
+        self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
+        self.search_result_, self.layers_, self.timesteps_ = search, search.layers, search.timesteps
+        self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
+        self._cell = search.best
+
+        with stages.stage("features", _EXTRACTION_STEPS) as steps:
+            cached = dataclasses.replace(extractor, memory=memory)
+            features = cached.extract(source, [search.best], report=steps.report)[search.best]
         features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
-        with one_blas_thread:
-            start = memory.cache(_find_start, ignore=["n_jobs"])(
+        with stages.stage("partition"), one_blas_thread:
+            start = memory.cache(initialize, ignore=["n_jobs"])(
                 __version__,
                 features,
                 self.n_clusters,
@@ -648,34 +578,87 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
                 seeds.start,
                 self.n_jobs,
             )
-        clock.stop("start")
-        extractors = self._train(extractor, source, cell, start, seeds.head)
-        clock.stop("training")
+        self.initial_labels_, self.stability_ = start.labels, start.stability
+        self.n_components_ = self._n_features_out = start.h.shape[1]
+        with stages.stage("training", 0 if self.head is None else self.max_epochs) as steps:
+            self._train(extractor, source, start, seeds.head, steps)
+        self.fit_seconds_ = stages.seconds
 
-        self._format = source.format
-        self._extractors, self._cell = extractors, cell
         # A trained backbone has other features now.
         self.embedding_ = self._map(source, self._model.embed) if self.train_backbone else self._model.embed(features)
         self.labels_ = self._model.assign(self.embedding_).argmax(axis=1).astype(np.int32)
-        self.n_components_ = self._n_features_out = self.embedding_.shape[1]
-        self.image_shape_ = source.shape
-        self.value_range_ = source.format.value_range
-        self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
-        self.search_result_ = search
-        self.layers_, self.timesteps_ = search.layers, search.timesteps
-        self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
-        self.initial_labels_, self.stability_ = start.labels, start.stability
         tree = functools.partial(cluster_tree, self.embedding_, start.graph, self.labels_, seed=seeds.start)
         compare = functools.partial(
             cut_over_noise, start.h, self.labels_, self.n_neighbors, normalized_cut, seed=seeds.start
         )
         (self.fine_labels_, self.linkage_), self.cut_over_noise_ = in_parallel([tree, compare], 1)
-        self.backbone_ = extractors[-1].backbone
-        self.share_explained_ = shares
-        self.fit_seconds_ = clock.seconds
-        if files is not None:
-            self.files_ = files
-        self.n_features_in_ = math.prod(source.shape) if not source.format.is_table else self.n_features_in_
+
+    def _set_up(self, X: Any) -> _Setup:
+        """Check the images and all that is to be done with them, before any expensive work."""
+        device = default_device(self.device)
+        if is_emulated(self.precision, device):
+            warn(
+                f"precision={self.precision!r} is many times slower than 'fp32' on this {device.type}, which has no "
+                "instructions for it"
+            )
+        memory = check_memory(self.memory)
+        seeds = _Seeds.draw(self.random_state)
+        pretraining = _as_pretraining(self.backbone, self.random_state, seeds.pretrain)
+        # Loaded when first needed: wrong input is told of before a download.
+        load = functools.cache(lambda: load_backbone(self.backbone))
+        file_shape = (lambda: load().image_shape) if pretraining is None else None
+        source = self._image_source(self._check_input(X, reset=True), file_shape=file_shape)
+        if len(source) < self.n_clusters:
+            raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
+        if len(source) < 2:
+            raise ValueError("X must hold at least 2 images to tell what they vary in; got n_samples=1")
+        backbone = load() if pretraining is None else untrained_backbone(source, pretraining, device)
+        backbone.check_channels(source.shape[0])
+        layers, timesteps, poolings = search_space(self, backbone)
+        widths = [
+            channels * pooling**2
+            for channels, *sides in layers.values()
+            for pooling in poolings
+            if pooling <= min(sides)
+        ]
+        check_init(self.init, self.n_components, len(source), widths)
+        check_space(4 * len(source) * max(widths))
+        if self.shift is not None and self.shift >= min(source.shape[1:]):
+            raise ValueError(
+                f"shift must be less than the images' sides, {source.shape[1:]} (height, width); got {self.shift}"
+            )
+        files = source.paths if isinstance(source, FileImages) else None
+        return _Setup(
+            source.in_memory(), files, backbone, pretraining, layers, timesteps, poolings, device, memory, seeds
+        )
+
+    def _get_backbone(self, setup: _Setup, steps: Steps) -> FeatureExtractor:
+        """Train the backbone, or take the given one, and look whether it fits the images."""
+        backbone, source = setup.backbone, setup.source
+        if setup.pretraining is not None:
+            arguments = setup.pretraining.get_params()
+            if arguments["folder"] is None and setup.memory.location is not None:
+                # One folder for each training: its settings are those that the untrained backbone was built by.
+                key = joblib.hash((source.fingerprint(), backbone.recipe["settings"]))
+                arguments["folder"] = Path(setup.memory.location) / "skdiec-backbones" / key
+            backbone = pretrain(
+                source,
+                **arguments,
+                device=setup.device,
+                verbose=self.verbose,
+                report=lambda done, total, loss: steps.report(done, total),
+            )
+        elif backbone is self.backbone:  # a PixelBackbone of the caller's
+            backbone = backbone.copy()
+        self.backbone_ = backbone.to(setup.device)
+        self.share_explained_ = check_share_explained(
+            backbone, source, is_trained_on_it=setup.pretraining is not None, seed=setup.seeds.noise
+        )
+        shift = self.shift
+        if shift is None:
+            shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
+        batch_size = self.inference_batch_size or suited_batch_size(backbone)
+        return FeatureExtractor(backbone, self.n_draws, shift, setup.seeds.noise, batch_size, self.precision)
 
     def predict(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.int32]:
         """Assign images to the clusters.
@@ -815,100 +798,32 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     def _checked(self) -> DiffusionEmbeddedClustering:
         """Return a shallow copy, whose parameters are checked and plain numbers of Python."""
         checked = copy.copy(self)
-        for name, kind in _NUMBERS.items():
-            setattr(checked, name, _as_plain_number(name, getattr(self, name), kind))
-        checked._check_parameters()
+        check_parameters(checked)
         checked.n_jobs = useful_jobs(checked.n_jobs)
         return checked
 
-    def _check_constraints(self) -> None:
-        """Check each parameter by scikit-learn's rules, whose messages show values at any length."""
-        for name, value in self.get_params(deep=False).items():
-            rules = {name: self._parameter_constraints[name]}
-            try:
-                validate_parameter_constraints(rules, {name: value}, caller_name=type(self).__name__)
-            except InvalidParameterError as error:
-                expected, _, found = str(error).partition(" Got ")
-                if len(found) > MAX_LENGTH:
-                    raise InvalidParameterError(f"{expected} Got {shown(value)} instead.") from None
-                raise
-            except Exception as error:  # of values that cannot be compared or shown
-                raise InvalidParameterError(
-                    f"The {name!r} parameter of {type(self).__name__} cannot be {shown(value)}."
-                ) from error
+    def _fitted_attributes(self) -> dict[str, Any]:
+        """Return all that a fit sets, for a copy of the user's estimator."""
+        names = vars(self).keys() - self.get_params(deep=False).keys() - set(OF_SKLEARN)
+        return {name: vars(self)[name] for name in names}
 
     def _warn_of_noise(self) -> None:
         if self.cut_over_noise_ > _HARDLY_BETTER and len(self.labels_) >= _LEAST_TO_TELL:
-            warnings.warn(
+            warn(
                 f"the clusters are hardly better than those of noise: {self.cut_over_noise_:.2f} of its cut "
                 "(cut_over_noise_; 1 is no better). Either X has no clusters, or these features do not show them: try "
-                "a backbone that was trained longer, or on more such images",
-                stacklevel=3,
+                "a backbone that was trained longer, or on more such images"
             )
 
     def _warn_of_empty_clusters(self) -> None:
         found = len(np.unique(self.labels_))
         if found < self.n_clusters:
             distinct = len(np.unique(self.embedding_, axis=0))
-            warnings.warn(
+            warn(
                 f"only {found} of n_clusters={self.n_clusters} clusters have images: the {len(self.labels_)} images of "
                 f"X have {distinct} different embeddings",
                 ConvergenceWarning,
-                stacklevel=3,
             )
-
-    def _check_parameters(self) -> None:
-        if not get_config()["skip_parameter_validation"]:
-            self._check_constraints()
-        try:
-            check_memory(self.memory)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"memory must be a folder that can be written to; got {shown(self.memory)} ({shortened(str(error))})"
-            ) from error
-        for name in self.pretrain_params or {}:
-            if not isinstance(name, str):
-                raise ValueError(f"pretrain_params must have names of settings as keys; got {shown(name)}")
-        for name, reason in _NOT_IN_PRETRAIN_PARAMS.items():
-            if name in (self.pretrain_params or {}):
-                raise ValueError(f"pretrain_params must not have {name!r}, {reason}")
-        if self.head == "direct" and not self.train_backbone:
-            raise ValueError("head='direct' trains the backbone: it needs train_backbone=True")
-        if self.head is None and self.train_backbone:
-            raise ValueError("train_backbone=True needs a head to train; got head=None")
-        if self.neighbors_algorithm == "nndescent" and importlib.util.find_spec("pynndescent") is None:
-            raise ImportError(
-                "neighbors_algorithm='nndescent' needs pynndescent, which is not installed: pip install pynndescent"
-            )
-        if self.max_search_samples < self.n_clusters:
-            raise ValueError(
-                f"max_search_samples must be at least n_clusters={self.n_clusters}; got {self.max_search_samples}"
-            )
-        if self.n_jobs == 0:  # joblib would say so too, after the backbone was trained
-            raise ValueError("n_jobs must be None, positive or negative, as in scikit-learn; got 0")
-        if not isinstance(self.init, str):
-            self._check_init_values()
-        if callable(self.criterion):
-            _check_criterion(self.criterion)
-
-    def _check_init_values(self) -> None:
-        """Raise ValueError for an array that can be neither labels nor centres of `n_clusters`."""
-        try:
-            values = check_array(self.init, dtype=np.float64, ensure_2d=False, input_name="init")
-            if values.ndim not in (1, 2):
-                raise ValueError(f"got shape {values.shape}")
-        except (TypeError, ValueError) as error:
-            expected = "labels of shape (n_samples,) or centres of shape (n_clusters, n_components_)"
-            raise ValueError(f"init must be {expected}: {error}") from error
-        if values.ndim == 2 and len(values) != self.n_clusters:
-            raise ValueError(f"init must have n_clusters={self.n_clusters} rows; got shape {values.shape}")
-        if values.ndim == 1:
-            wrong = values[(values != np.floor(values)) | (values < 0) | (values >= self.n_clusters)]
-            if len(wrong):
-                raise ValueError(f"init must have integers from 0 to n_clusters - 1 as labels; got {wrong[0]:g}")
-            missing = np.setdiff1d(np.arange(self.n_clusters), values)
-            if len(missing):
-                raise ValueError(f"init must have each of n_clusters={self.n_clusters} labels; got no {missing[0]}")
 
     def _check_input(self, X: Any, *, reset: bool) -> Any:
         """Unpack X, and let scikit-learn check what it knows: finite numbers, names and number of features."""
@@ -934,66 +849,15 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             image_shape=self.image_shape,
             channel_axis=self.channel_axis,
             value_range=self.value_range,
-            file_shape=None if _is_auto(self.backbone) else file_shape,
+            file_shape=file_shape,
             like=like,
         )
 
     def _fitted_source(self, X: Any) -> ImageSource:
         return self._image_source(self._check_input(X, reset=False), like=self._format)
 
-    def _search_space(
-        self, backbone: PixelBackbone
-    ) -> tuple[dict[str, tuple[int, int, int]], tuple[int, ...], tuple[int, ...]]:
-        """Return the candidates, checked against the backbone."""
-        schedule = backbone.num_train_timesteps
-        default = sorted({round(timestep * schedule / 1000) for timestep in DEFAULT_TIMESTEPS})
-        default = [t for t in default if t <= backbone.max_timestep] or [backbone.max_timestep]
-        timesteps = _candidates("timestep", self.timestep, default, Integral)
-        for timestep in timesteps:
-            backbone.check_timestep(timestep)
-        poolings = _candidates("pooling", self.pooling, DEFAULT_POOLINGS, Integral)
-        names = _candidates("layer", self.layer, (), str)
-        layers = FeatureExtractor(backbone).layer_shapes(names or None)
-        if min(poolings) < 1 or not any(min(poolings) <= min(shape[1:]) for shape in layers.values()):
-            sides = {name: shape[1:] for name, shape in layers.items()}
-            raise ValueError(
-                f"pooling must be from 1 to the side of a layer's map, (height, width) {sides}; "
-                f"got {shown(self.pooling)}"
-            )
-        return layers, timesteps, poolings
-
-    def _check_init(self, n_samples: int, widths: Sequence[int]) -> None:
-        """Raise ValueError for labels of other images, or centres of dimensions that the embedding cannot have."""
-        if isinstance(self.init, str):
-            return
-        if np.ndim(self.init) == 1:
-            if len(self.init) != n_samples:
-                raise ValueError(f"init must have a label for each of the {n_samples} images; got {len(self.init)}")
-            return
-        possible = sorted({min(self.n_components, n_samples, width) for width in widths})
-        if np.shape(self.init)[1] not in possible:
-            raise ValueError(
-                f"init must have {' or '.join(map(str, possible))} columns, the dimensions of the embedding; "
-                f"got {np.shape(self.init)[1]}"
-            )
-
-    def _pretrain_folder(self, source: ImageSource, settings: Mapping[str, Any], memory: joblib.Memory) -> Path | None:
-        if self.backbone_folder is not None:
-            return Path(self.backbone_folder)
-        if memory.location is None:
-            return None
-        return Path(memory.location) / "skdiec-backbones" / joblib.hash((source.fingerprint(), settings))
-
-    def _search(
-        self,
-        extractor: FeatureExtractor,
-        source: ImageSource,
-        layers: Mapping[str, tuple[int, int, int]],
-        timesteps: Sequence[int],
-        poolings: Sequence[int],
-        memory: joblib.Memory,
-        seeds: _Seeds,
-    ) -> SearchResult:
+    def _search(self, extractor: FeatureExtractor, setup: _Setup, steps: Steps) -> SearchResult:
+        source, seeds, memory = setup.source, setup.seeds, setup.memory
         size = min(len(source), self.max_search_samples)
         order = np.random.default_rng(seeds.subset).choice(len(source), size, replace=False)
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
@@ -1003,17 +867,18 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             key = (source.fingerprint(), extractor.backbone.fingerprint(), *settings)
         if callable(self.criterion):  # joblib knows functions by their names alone, and some not at all
             memory = joblib.Memory(None)
-        return memory.cache(_run_search, ignore=["extract", "n_jobs"])(
+        return memory.cache(_run_search, ignore=["extract", "n_jobs", "report"])(
             key,
             lambda cells, draw, count: extractor.extract(source, cells, rows=order[:count], draw=draw),
             n_jobs=self.n_jobs,
+            report=steps.report,
             strategy=self.search,
             n_images=size,
             n_draws=self.search_draws,
-            layers=layers,
-            timesteps=timesteps,
-            poolings=poolings,
-            costs=extractor.layer_costs(layers),
+            layers=setup.layers,
+            timesteps=setup.timesteps,
+            poolings=setup.poolings,
+            costs=extractor.layer_costs(setup.layers),
             n_clusters=self.n_clusters,
             criterion=self.criterion,
             n_components=_SEARCH_COMPONENTS,
@@ -1024,17 +889,18 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         )
 
     def _train(
-        self, extractor: FeatureExtractor, source: ImageSource, cell: Cell, start: _Start, seed: int
-    ) -> list[FeatureExtractor]:
+        self, extractor: FeatureExtractor, source: ImageSource, start: Initialization, seed: int, steps: Steps
+    ) -> None:
         """Train what `head` and `train_backbone` ask for; set the model and its history."""
-        extractors = [extractor]
+        self._extractors = [extractor]
         # Untrained, a residual head is the identity, which is what head=None asks for.
         head = None if self.head == "direct" else ResidualHead(start.h.shape[1], self.hidden_size, seed=seed)
         device = extractor.backbone.device
         if self.train_backbone:
-            extractors.append(dataclasses.replace(extractor, backbone=extractor.backbone.copy().to(device)))
+            self.backbone_ = extractor.backbone.copy().to(device)
+            self._extractors.append(dataclasses.replace(extractor, backbone=self.backbone_))
             embedder: Embedder = BackboneEmbedder(
-                CellFeatures(extractors[1], source, cell),
+                CellFeatures(self._extractors[1], source, self._cell),
                 start.projection,
                 start.h,
                 head,
@@ -1044,11 +910,26 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             )
         else:
             embedder = FrozenEmbedder(start.h, head, device)
+
+        def report(state: TrainingState) -> bool:
+            attributes = functools.partial(self._attributes_at, state, start, head)
+            return steps.report(state.epoch, self.max_epochs, attributes, is_last=state.is_last)
+
+        config = self._training_config(len(source), seed)
+        result = train(embedder, start.graph, start.labels, self.n_clusters, config, report)
+        # As a loaded one is: kernels for weights that need gradients differ in the last bits.
+        self.backbone_.network.requires_grad_(False)
+        self._model = EmbeddingModel(start.projection, head, result.centers, self.nu)
+        self.cluster_centers_ = self._model.centers
+        self.history_ = result.history
+        self.n_iter_ = result.n_epochs
+
+    def _training_config(self, n_samples: int, seed: int) -> TrainingConfig:
         batch_size = self.batch_size
         if batch_size is None:
-            batch_size = 128 if self.train_backbone else min(max(128, len(source) // 16), 512)
-        batch_size = min(batch_size, max(128, len(source)))
-        config = TrainingConfig(
+            batch_size = 128 if self.train_backbone else min(max(128, n_samples // 16), 512)
+        batch_size = min(batch_size, max(128, n_samples))
+        return TrainingConfig(
             alpha=self.alpha,
             beta=self.beta,
             gamma=self.gamma,
@@ -1062,14 +943,23 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             update_interval=self.update_interval,
             seed=seed,
         )
-        result = train(embedder, start.graph, start.labels, self.n_clusters, config)
-        # As a loaded one is: kernels for weights that need gradients differ in the last bits.
+
+    def _attributes_at(self, state: TrainingState, start: Initialization, head: ResidualHead | None) -> dict[str, Any]:
+        """Return what a fit would have set that had ended with an epoch of the training."""
+        model = EmbeddingModel(start.projection, copy.deepcopy(head), state.centers, self.nu)
+        extractors = [
+            dataclasses.replace(extractor, backbone=extractor.backbone.copy()) for extractor in self._extractors
+        ]
         extractors[-1].backbone.network.requires_grad_(False)
-        self._model = EmbeddingModel(start.projection, head, result.centers, self.nu)
-        self.cluster_centers_ = self._model.centers
-        self.history_ = result.history
-        self.n_iter_ = result.n_epochs
-        return extractors
+        return {
+            **self._fitted_attributes(),
+            "_model": model,
+            "_extractors": extractors,
+            "backbone_": extractors[-1].backbone,
+            "cluster_centers_": model.centers,
+            "labels_": state.labels.astype(np.int32),
+            "n_iter_": state.epoch,
+        }
 
     def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
         device = default_device(self.device)
@@ -1080,18 +970,6 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             for extractor, backbone in zip(self._extractors, backbones, strict=True)
         ]
         return map_features(extractors, source, self._cell, function)
-
-
-class _Clock:
-    """Wall time of one stage after the other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage], self._since = now - self._since, now
 
 
 @dataclass(frozen=True)
@@ -1111,119 +989,43 @@ class _Seeds:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """Where training starts: projected features, their graph and a partition."""
+class _Setup:
+    """What `fit` is about to work with."""
 
-    projection: Projection
-    h: NDArray[np.float64]
-    graph: sparse.csr_array
-    labels: NDArray[np.int32]
-    stability: float
-
-
-def _find_start(
-    version: str,
-    features: NDArray[np.float32],
-    n_clusters: int,
-    n_components: int,
-    n_neighbors: int,
-    neighbors_algorithm: str,
-    init: str | ArrayLike,
-    n_init: int,
-    balance: float,
-    seed: int,
-    n_jobs: int | None,
-) -> _Start:
-    mean, components, variances = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
-    spread = float(np.sqrt(variances.sum()))
-    projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
-    h = projection.project(features)
-    graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
-    stability = math.nan
-    if not isinstance(init, str) and np.ndim(init) == 1:
-        labels = np.asarray(init, dtype=np.int32)
-    elif not isinstance(init, str):
-        centers = np.asarray(init, dtype=np.float64)
-        if centers.shape[1] != h.shape[1]:
-            raise ValueError(
-                f"init must have {h.shape[1]} columns, the dimensions of the embedding; got {centers.shape[1]}"
-            )
-        labels = pairwise_distances_argmin(h, centers).astype(np.int32)
-    elif init == "k-means++":
-        run = functools.partial(kmeans_labels, h, n_clusters, n_init=n_init, seed=seed)
-        (labels,) = in_parallel([run], 1)
-    else:
-        cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-        side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
-        found = initial_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side)
-        labels, stability = found.labels, found.stability
-    return _Start(projection, h, graph, labels, stability)
+    source: ImageSource
+    files: Sequence[Path] | None
+    backbone: PixelBackbone
+    """Untrained where `pretraining` is not None."""
+    pretraining: Pretraining | None
+    layers: Mapping[str, tuple[int, int, int]]
+    timesteps: Sequence[int]
+    poolings: Sequence[int]
+    device: torch.device
+    memory: joblib.Memory
+    seeds: _Seeds
 
 
-def _run_search(key: tuple, extract: Callable, n_jobs: int | None, **arguments: Any) -> SearchResult:
+def _run_search(
+    key: tuple, extract: Callable, n_jobs: int | None, report: Callable[[int, int], object], **arguments: Any
+) -> SearchResult:
     # A function of its own, so that joblib's key holds no closure: `key` stands for images, weights and seeds.
-    return search_cells(extract, n_jobs=n_jobs, **arguments)
+    return search_cells(extract, n_jobs=n_jobs, report=report, **arguments)
 
 
-_NUMBERS: dict[str, Callable[[Any], float]] = {
-    name: int if constraints[0].type is Integral else float
-    for name, constraints in DiffusionEmbeddedClustering._parameter_constraints.items()
-    if isinstance(constraints[0], Interval) and "array-like" not in constraints
-}
-"""Parameters that are one number, and its type."""
-
-
-def _as_plain_number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
-    """Return a number of any library as Python's own; leave what is none for the check that follows."""
-    if isinstance(value, (bool, np.bool_)):  # which Python counts among the integers
-        raise ValueError(f"{name} must be a number; got {shown(value)}")
-    if not isinstance(value, Integral if kind is int else Real):
-        return value
-    try:
-        value = kind(value)
-    except OverflowError:  # an integer past all floats
-        return value
-    # What takes any number of them takes these for all there are; longer ones cannot even be shown.
-    return value if kind is float else max(-(2**63), min(value, 2**63 - 1))
-
-
-_NOT_IN_PRETRAIN_PARAMS = {
-    "X": "which is what fit is given",
-    "folder": "for which there is backbone_folder",
-    "image_shape": "which is a parameter of the estimator itself",
-    "channel_axis": "which is a parameter of the estimator itself",
-    "value_range": "which is a parameter of the estimator itself",
-}
-
-
-def _check_criterion(criterion: Callable[[NDArray, NDArray], float]) -> None:
-    """Raise ValueError for a criterion that is not one, which else would show after the backbone was trained."""
-    labels = np.repeat(np.arange(3), 10)
-    features = np.random.default_rng(0).normal(size=(len(labels), 2)) + labels[:, None]
-    expected = "criterion must return a finite number for features of shape (n, d) and labels of shape (n,)"
-    try:
-        value = float(criterion(features, labels))
-    except Exception as error:
-        raise ValueError(f"{expected}: {error!r}") from error
-    if not math.isfinite(value):
-        raise ValueError(f"{expected}; got {value} for three clusters of 30 random rows")
-
-
-def _is_auto(backbone: object) -> bool:
-    return isinstance(backbone, str) and backbone == "auto"
-
-
-def _candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tuple[Any, ...]:
-    """Return one value, several or the default ones as a tuple."""
-    if value is None:
-        return tuple(default)
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        value = value.tolist()  # a number where it has no axis
-    values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    if not values or not all(isinstance(item, kind) and not isinstance(item, bool) for item in values):
-        word = "strings" if kind is str else "integers"
-        raise ValueError(f"{name} must be one or several {word}; got {shown(value)}")
-    return tuple(item if kind is str else int(item) for item in dict.fromkeys(values))
+def _as_pretraining(
+    backbone: object, random_state: int | np.random.RandomState | None, seed: int
+) -> Pretraining | None:
+    """Return how to train the backbone, with the seed to take where it names none; None for one that exists."""
+    if isinstance(backbone, str) and backbone == "auto":
+        backbone = Pretraining()
+    if not isinstance(backbone, Pretraining):
+        return None
+    pretraining = copy.copy(backbone)
+    # Any backbone in the folder will do where no seed is asked for.
+    any_seed = random_state is None and pretraining.folder is not None
+    if pretraining.random_state is None and not any_seed:
+        pretraining.random_state = seed
+    return pretraining
 
 
 @contextlib.contextmanager

@@ -151,6 +151,7 @@ class FeatureExtractor:
         *,
         rows: NDArray[np.integer] | None = None,
         draw: int | None = None,
+        report: Callable[[int, int], object] | None = None,
     ) -> dict[Cell, NDArray[np.float32]]:
         """Extract the features of one timestep, all cells from the same passes.
 
@@ -163,6 +164,8 @@ class FeatureExtractor:
             Which images; None is all of them.
         draw : int, default=None
             Use this noise draw alone; None averages all.
+        report : callable, default=None
+            Called as ``report(done, total)``, in images, after each batch.
 
         Returns
         -------
@@ -178,7 +181,7 @@ class FeatureExtractor:
         if len({cell.timestep for cell in cells}) != 1:
             raise ValueError(f"cells must be of one timestep; got {sorted({cell.timestep for cell in cells})}")
         if self.memory.location is None:
-            return self._extract(source, cells, rows, draw)
+            return self._extract(source, cells, rows, draw, report)
         key = (
             source.fingerprint(),
             self.backbone.fingerprint(),
@@ -187,7 +190,7 @@ class FeatureExtractor:
             (self.n_draws, self.shift, self.seed, draw, self.precision),
         )
         cached = self.memory.cache(_extract_cached, ignore=["extractor", "arguments"], verbose=0)
-        return cached(key, self, (source, cells, rows, draw))
+        return cached(key, self, (source, cells, rows, draw, report))
 
     def _extract(
         self,
@@ -195,6 +198,7 @@ class FeatureExtractor:
         cells: Sequence[Cell],
         rows: NDArray[np.integer] | None,
         draw: int | None,
+        report: Callable[[int, int], object] | None,
     ) -> dict[Cell, NDArray[np.float32]]:
         rows = np.arange(len(source)) if rows is None else np.asarray(rows)
         draws = self.draws() if draw is None else self.draws()[draw : draw + 1]
@@ -219,6 +223,8 @@ class FeatureExtractor:
                         features[cell] = _empty((len(rows), values.shape[1]), np.float32)
                     features[cell][first : first + count] = values.cpu().numpy()
                 first += count
+                if report is not None:
+                    report(first, len(rows))
         for cell, matrix in features.items():
             with np.errstate(invalid="ignore"):  # infinities of both signs
                 total = matrix.sum(dtype=np.float64)

@@ -1,8 +1,10 @@
-"""What messages show of the values that people pass: of bounded length, whatever they are."""
+"""What users are told: values of bounded length, whatever they are, and warnings that point at the user's own line."""
 
 from __future__ import annotations
 
 import reprlib
+import sys
+import warnings
 
 MAX_LENGTH = 200
 
@@ -47,3 +49,18 @@ def shortened(text: str, length: int = 200) -> str:
     str
     """
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def warn(message: str, category: type[Warning] | None = None) -> None:
+    """Warn at the line of the user's code that called this library, by itself or through scikit-learn.
+
+    Parameters
+    ----------
+    message : str
+    category : type, default=None
+        A kind of Warning; None is UserWarning.
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("skdiec", "sklearn"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

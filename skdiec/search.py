@@ -172,6 +172,7 @@ def search_cells(
     balance: float = 1.0,
     n_jobs: int | None = None,
     seed: int = 0,
+    report: Callable[[int, int], object] | None = None,
 ) -> SearchResult:
     """Score cells on a subset of the images, and find the best one.
 
@@ -227,6 +228,8 @@ def search_cells(
     balance : float, default=1.0
         Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
     seed : int, default=0
+    report : callable, default=None
+        Called as ``report(done, total)`` after each timestep and draw of a stage.
 
     Returns
     -------
@@ -270,7 +273,7 @@ def search_cells(
         scores = {name: np.full((len(names), len(timesteps), len(poolings)), np.nan) for name in ("scott", key)}
         if stages and stages[-1].n_images != count:
             known.clear()
-        n_forward, n_evaluations = 0, 0.0
+        n_forward, n_scored, n_evaluations = 0, 0, 0.0
         together: dict[int, list[Cell]] = {}
         for cell in cells:
             together.setdefault(cell.timestep, []).append(cell)
@@ -289,6 +292,9 @@ def search_cells(
                 known.update({(cell, draw): latest[cell] for cell in wanted})
                 n_forward += count
                 n_evaluations += count * max(costs[cell.layer] if costs else 1.0 for cell in wanted)
+                n_scored += 1
+                if report is not None:
+                    report(n_scored, len(new))
             for cell in wanted:
                 scores["scott"][position[cell]] = np.mean([known[cell, draw].scott for draw in range(draws)])
                 scores[key][position[cell]] = np.mean([known[cell, draw].value for draw in range(draws)])

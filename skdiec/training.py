@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from skdiec import dec
+from skdiec.messages import warn
 from skdiec.scores import balanced_cut
 from skdiec.seeding import drawing_from_seed
 
@@ -74,6 +74,26 @@ class TrainingResult:
     history: Mapping[str, NDArray[np.float64]]
     n_epochs: int
     best_epoch: int
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands at the end of an epoch.
+
+    Attributes
+    ----------
+    epoch : int
+    centers : ndarray of shape (k, d), float64
+    labels : ndarray of shape (n,), int64
+        Cluster of each row.
+    is_last : bool
+        Whether the training ends here.
+    """
+
+    epoch: int
+    centers: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    is_last: bool
 
 
 class ResidualHead(nn.Module):
@@ -319,6 +339,7 @@ def train(
     initial_labels: NDArray[np.integer],
     n_clusters: int,
     config: TrainingConfig,
+    report: Callable[[TrainingState], bool] | None = None,
 ) -> TrainingResult:
     r"""Minimise L = L_Re + alpha L_KL + beta L_graph + gamma L_ent (section 3.3 of DiEC).
 
@@ -343,6 +364,9 @@ def train(
     initial_labels : integer array of shape (n,)
     n_clusters : int
     config : TrainingConfig
+    report : callable, default=None
+        Called at the end of each epoch with the state, while the embedder is in it. Where it returns True, the training
+        ends.
 
     Returns
     -------
@@ -404,22 +428,24 @@ def train(
         log_q = _log_assign(embedder.embed_all(), centers.detach(), config.nu).cpu()
         # The loss is that of the weights before the last step, which the assignments and the weights are of.
         if not (np.isfinite(means["loss"]) and _are_finite([log_q, centers, *embedder.module.parameters()])):
-            warnings.warn(
+            warn(
                 f"training diverged in epoch {epoch}, where the loss became {means['loss']:g}: keeping epoch "
-                f"{tracker.best_epoch}; lower learning_rate, which is {config.learning_rate:g}",
-                stacklevel=2,
+                f"{tracker.best_epoch}; lower learning_rate, which is {config.learning_rate:g}"
             )
             break
         previous, labels = labels, log_q.argmax(1).numpy()
         means["denoising"] = embedder.drift()
         changed = tracker.record(labels, previous, means)
-        if changed <= config.tol and epoch > config.warmup_epochs:
+        is_last = epoch == config.max_epochs or (changed <= config.tol and epoch > config.warmup_epochs)
+        if report is not None:
+            is_last |= report(TrainingState(epoch, _as_array(centers), labels, is_last))
+        if is_last:
             break
     tracker.restore()
     tracker.warn()
     history = tracker.as_arrays()
     return TrainingResult(
-        centers=centers.detach().cpu().double().numpy(),
+        centers=_as_array(centers),
         history=history,
         n_epochs=len(history["loss"]) - 1,  # without one that ended in a loss that is not finite
         best_epoch=tracker.best_epoch,
@@ -467,6 +493,10 @@ def _sample_neighbors(
         return rows, torch.zeros(len(rows))
     has_edge = degree > 0
     return torch.where(has_edge, tails[edge], rows), edge_weight[edge] * has_edge
+
+
+def _as_array(centers: Tensor) -> NDArray[np.float64]:
+    return centers.detach().cpu().double().numpy().copy()
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
@@ -534,15 +564,13 @@ class _Tracker:
         else:
             problem = ""
         if problem:
-            warnings.warn(
+            warn(
                 f"training collapsed: {problem} (sizes {last.tolist()}, at the start {first.tolist()}). "
-                f"The state of epoch {self.best_epoch} is kept; a larger gamma or a smaller alpha helps",
-                stacklevel=3,
+                f"The state of epoch {self.best_epoch} is kept; a larger gamma or a smaller alpha helps"
             )
         drift = np.array([row["denoising"] for row in self._rows])
         if drift[-1] > (1 + DRIFT_TOLERANCE) * drift[0]:
-            warnings.warn(
+            warn(
                 f"generative drift: the denoising loss rose from {drift[0]:.4f} to {drift[-1]:.4f}; "
-                "lower alpha or backbone_learning_rate, or raise denoising_weight",
-                stacklevel=3,
+                "lower alpha or backbone_learning_rate, or raise denoising_weight"
             )

@@ -13,19 +13,23 @@ PACKAGE = Path(skdiec.__file__).parent
 ROOT = PACKAGE.parent
 FLOORS = {
     "messages": -1,
-    **dict.fromkeys(["activations", "dec", "graph", "images", "metrics", "parallel", "seeding"], 0),
+    **dict.fromkeys(["_callbacks", "activations", "dec", "graph", "images", "metrics", "parallel", "seeding"], 0),
     "backbones": 1,
     "partition": 1,
     "scores": 1,
     **dict.fromkeys(["features", "search", "training"], 2),
-    "_estimator": 3,
+    **dict.fromkeys(["_parameters", "initialization"], 3),
+    "_estimator": 4,
 }
-LEAVES = {"cli", "datasets", "plotting", "report"}
+LEAVES = {"__main__", "cli", "datasets", "plotting", "report"}
 LIBRARIES = {
-    "_estimator": {"joblib", "numpy", "scipy.sparse", "sklearn", "torch"},
+    "__main__": set(),
+    "_callbacks": {"sklearn"},
+    "_estimator": {"joblib", "numpy", "sklearn", "torch"},
+    "_parameters": {"joblib", "numpy", "sklearn", "torch"},
     "_version": set(),
     "activations": {"torch"},
-    "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "rich", "safetensors", "torch"},
+    "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "safetensors", "sklearn", "torch", "tqdm"},
     "cli": {"typer"},
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
@@ -33,6 +37,7 @@ LIBRARIES = {
     "graph": {"numpy", "pynndescent", "scipy", "sklearn"},
     "partition": {"numpy", "scipy", "sklearn"},
     "images": {"PIL", "numpy"},
+    "initialization": {"numpy", "scipy.sparse", "sklearn"},
     "messages": set(),
     "metrics": {"numpy", "scipy", "sklearn"},
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
@@ -46,10 +51,10 @@ LIBRARIES = {
 }
 """What each room may import besides the standard library and skdiec, anywhere in it."""
 
-WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "rich", "safetensors"}
+WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "safetensors", "tqdm"}
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
 
-FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"cli"}
+FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"__main__", "cli"}
 """Rooms whose functions, and the estimator's methods, users call: all that they take and give has its section. The
 command line has its help instead."""
 
@@ -125,7 +130,7 @@ def test_every_room_has_its_place_and_its_libraries():
 def test_rooms_use_lower_floors_only(module):
     name, used = room(module), rooms_used_by(module)
     if name in LEAVES:
-        allowed = {*FLOORS, *LEAVES, "_version", "skdiec"} if name == "cli" else {*FLOORS, "_version"}
+        allowed = {*FLOORS, *LEAVES, "_version", "skdiec"} if name in ("__main__", "cli") else {*FLOORS, "_version"}
     elif name == "skdiec":
         allowed = {"_estimator", "_version", "backbones"}
     elif name == "_version":
@@ -161,7 +166,8 @@ def test_no_library_of_the_table_is_unused():
 
 def test_libraries_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = project["dependencies"] + project["optional-dependencies"]["nndescent"]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["cli"], *extras["nndescent"]]
     declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
     used = {name.split(".")[0] for room in {*FLOORS, "cli"} for name in LIBRARIES[room]}
     assert {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in used} == declared
@@ -170,6 +176,7 @@ def test_libraries_are_declared():
 def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight():
     assert set(dir(skdiec)) == {
         "DiffusionEmbeddedClustering",
+        "Pretraining",
         "__version__",
         "load_backbone",
         "pretrain",

@@ -60,7 +60,7 @@ def stopped_once(tmp_path_factory):
             if position.step == 3:
                 raise KeyboardInterrupt
 
-        patch.setattr("skdiec.backbones.pretraining.write_checkpoint", stop)
+        patch.setattr("skdiec.backbones.trainer.write_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             train(folder)
     return folder
@@ -285,13 +285,13 @@ def test_finished_backbone_in_a_read_only_folder_is_loaded(finished, tmp_path, e
 
 
 def test_folder_that_cannot_be_written_to_is_told_of_before_training(tmp_path, read_only, monkeypatch):
-    monkeypatch.setattr("skdiec.backbones.pretraining._Training.run", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("skdiec.backbones.trainer.Trainer.run", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ValueError, match=f"folder {tmp_path} cannot be written to: Permission denied"):
         train(tmp_path)
 
 
 def test_folder_that_gives_its_lock_but_takes_no_files_is_told_of_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("skdiec.backbones.pretraining._Training.run", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("skdiec.backbones.trainer.Trainer.run", lambda *_, **__: pytest.fail("trained"))
     mkdir = Path.mkdir
 
     def refuse(path, *args, **kwargs):

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from operator import attrgetter
-from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -21,19 +20,20 @@ from PIL import Image
 from scipy import sparse
 from scipy.cluster.hierarchy import is_valid_linkage
 from scipy.spatial.distance import cdist
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 import skdiec.features
-from skdiec import DiffusionEmbeddedClustering, _estimator
+from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, initialization
 from skdiec.activations import Cell
-from skdiec.backbones import PixelBackbone, load_backbone, pretraining
+from skdiec.backbones import PixelBackbone, load_backbone, trainer
 from skdiec.features import FeatureExtractor
 from skdiec.images import as_image_source
 from skdiec.search import SearchResult
 from skdiec.training import BackboneEmbedder
 
-AUTO = {"backbone": "auto", "pretrain_params": {"epochs": 2, "channels": (8,), "precision": "fp32"}}
+AUTO = {"backbone": Pretraining(epochs=2, channels=(8,), precision="fp32")}
 GRID = {"layer": ["mid_block", "conv_in"], "timestep": (300, 50, 20), "pooling": (2, 1)}
 FIXED_STEPS = {"tol": 0.0, "max_epochs": 3, "warmup_epochs": 3}
 """An end that no image's change of cluster decides."""
@@ -237,7 +237,7 @@ def test_seconds_of_every_stage_add_up_to_what_fit_took(make_model, images):
     started = time.perf_counter()
     model = make_model().fit(images)
     elapsed = time.perf_counter() - started
-    assert list(model.fit_seconds_) == ["backbone", "search", "features", "start", "training"]
+    assert list(model.fit_seconds_) == ["backbone", "search", "features", "partition", "training"]
     assert all(seconds > 0 for seconds in model.fit_seconds_.values())
     assert sum(model.fit_seconds_.values()) <= elapsed
 
@@ -406,12 +406,13 @@ def test_files_without_a_backbone_are_read_at_the_size_they_share(make_model, im
     assert same_partition(model.labels_, labels)
 
 
-def test_backbone_folder_holds_a_pipeline_that_a_second_fit_uses(make_model, images, tmp_path, monkeypatch):
-    expected = make_model(**AUTO, backbone_folder=tmp_path / "deep" / "folder").fit(images)
+def test_folder_of_the_pretraining_holds_a_pipeline_that_a_second_fit_uses(make_model, images, tmp_path, monkeypatch):
+    kept = clone(AUTO["backbone"]).set_params(folder=tmp_path / "deep" / "folder")
+    expected = make_model(backbone=kept).fit(images)
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "deep" / "folder")
     assert equal(weights(pipeline.unet), weights(expected.backbone_.network))
-    monkeypatch.setattr(pretraining._Training, "run", lambda *_, **__: pytest.fail("trained again"))
-    model = make_model(**AUTO, backbone_folder=tmp_path / "deep" / "folder", head=None).fit(images)
+    monkeypatch.setattr(trainer.Trainer, "run", lambda *_, **__: pytest.fail("trained again"))
+    model = make_model(backbone=kept, head=None).fit(images)
     assert equal(weights(model.backbone_.network), weights(expected.backbone_.network))
     assert_array_equal(model.initial_labels_, expected.initial_labels_)
     model.set_params(random_state=None).fit(images)
@@ -436,10 +437,10 @@ def work(monkeypatch):
 
         monkeypatch.setattr(owner, attribute, counted)
 
-    count("pretraining", pretraining._Training, "run")
+    count("pretraining", trainer.Trainer, "run")
     count("search", _estimator, "search_cells")
     count("passes", FeatureExtractor, "_extract")
-    count("start", _estimator, "initial_partition")
+    count("start", initialization, "initial_partition")
     return counts
 
 
@@ -460,7 +461,7 @@ def test_memory_keeps_pretraining_search_features_and_start(as_memory, make_mode
 
 def test_memory_tells_images_seeds_and_settings_of_the_backbone_apart(make_model, images, work, tmp_path):
     parameters = {**GRID, **AUTO, "memory": str(tmp_path)}
-    other_settings = {"pretrain_params": {**AUTO["pretrain_params"], "epochs": 3}}
+    other_settings = {"backbone": clone(AUTO["backbone"]).set_params(epochs=3)}
     for X, change in ((images, {}), (255 - images, {}), (images, {"random_state": 1}), (images, other_settings)):
         work.clear()
         make_model(**{**parameters, **change}).fit(X)
@@ -545,7 +546,7 @@ def test_memory_tells_functions_of_one_name_apart(make_model, images, work, tmp_
 
 
 def test_memory_keeps_one_backbone_for_each_precision(make_model, images, work, tmp_path, monkeypatch):
-    settings = {**AUTO, "pretrain_params": {**AUTO["pretrain_params"], "precision": "auto"}}
+    settings = {"backbone": clone(AUTO["backbone"]).set_params(precision="auto")}
     for native in (False, True):  # two machines that share the folder
         monkeypatch.setattr("skdiec.backbones.settings.has_native_bf16", lambda device, native=native: native)
         for _ in range(2):
@@ -774,9 +775,9 @@ def extracted(monkeypatch):
     seen = []
     extract = FeatureExtractor.extract
 
-    def watched(extractor, source, cells, *, rows=None, draw=None):
+    def watched(extractor, source, cells, *, rows=None, draw=None, report=None):
         seen.append((rows, draw))
-        return extract(extractor, source, cells, rows=rows, draw=draw)
+        return extract(extractor, source, cells, rows=rows, draw=draw, report=report)
 
     monkeypatch.setattr(FeatureExtractor, "extract", watched)
     return seen
@@ -879,8 +880,8 @@ def test_verbose_tells_of_search_and_training_and_leaves_the_logger_as_it_was(le
 def test_verbose_shows_the_progress_of_pretraining(make_model, images, capsys):
     make_model(**AUTO, verbose=True).fit(images)
     shown = capsys.readouterr()
-    assert "pretraining" in shown.out
-    assert "[skdiec.backbones.pretraining] epoch 2 of 2: denoising loss" in shown.err
+    assert "pretraining" in shown.err
+    assert "[skdiec.backbones.trainer] epoch 2 of 2: denoising loss" in shown.err
     make_model(**AUTO).fit(images)
     assert capsys.readouterr() == ("", "")
 
@@ -907,7 +908,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(owner, name, watched)
 
     for name in (
-        *("_find_start", "_logging", "as_image_source", "check_memory", "default_device", "search_cells", "knn_graph"),
+        *("initialize", "_logging", "as_image_source", "check_memory", "default_device", "search_cells", "knn_graph"),
         *("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "load_backbone", "pretrain", "train"),
     ):
         watch(name)
@@ -925,7 +926,7 @@ def reaches(value, *destinations, expected=None, **others):
 SEEDS = np.random.RandomState(7).randint(2**31 - 1, size=6).tolist()
 DUAL = {"train_backbone": True, "max_epochs": 1}
 WIRING = {
-    "n_clusters": reaches(2, "search_cells.n_clusters", "_find_start.n_clusters", "train.n_clusters"),
+    "n_clusters": reaches(2, "search_cells.n_clusters", "initialize.n_clusters", "train.n_clusters"),
     "backbone": reaches("denoiser", "load_backbone.backbone"),
     "image_shape": reaches((8, 8), "as_image_source.image_shape"),
     "channel_axis": reaches(-1, "as_image_source.channel_axis"),
@@ -939,16 +940,16 @@ WIRING = {
     "search_draws": reaches(3, "search_cells.n_draws"),
     "n_draws": reaches(3, "extract.self.n_draws", search_draws=3),
     "shift": reaches(3, "extract.self.shift"),
-    "n_components": reaches(5, "_find_start.n_components"),
-    "n_neighbors": reaches(6, "search_cells.n_neighbors", "_find_start.n_neighbors", "knn_graph.n_neighbors"),
-    "neighbors_algorithm": reaches("nndescent", "_find_start.neighbors_algorithm", "knn_graph.algorithm"),
-    "init": reaches("k-means++", "_find_start.init"),
-    "n_init": reaches(2, "search_cells.n_init", "_find_start.n_init"),
+    "n_components": reaches(5, "initialize.n_components"),
+    "n_neighbors": reaches(6, "search_cells.n_neighbors", "initialize.n_neighbors", "knn_graph.n_neighbors"),
+    "neighbors_algorithm": reaches("nndescent", "initialize.neighbors_algorithm", "knn_graph.algorithm"),
+    "init": reaches("k-means++", "initialize.init"),
+    "n_init": reaches(2, "search_cells.n_init", "initialize.n_init"),
     "head": ("direct", {"BackboneEmbedder.head": None}, DUAL),
     "train_backbone": reaches(True, "train.embedder.__class__", expected=BackboneEmbedder, max_epochs=1),
     "alpha": reaches(0.7, "train.config.alpha"),
     "beta": reaches(0.6, "train.config.beta"),
-    "gamma": reaches(0.8, "train.config.gamma", "_find_start.balance", "search_cells.balance"),
+    "gamma": reaches(0.8, "train.config.gamma", "initialize.balance", "search_cells.balance"),
     "denoising_weight": reaches(0.7, "BackboneEmbedder.denoising_weight", **DUAL),
     "nu": reaches(0.9, "train.config.nu", "EmbeddingModel.nu"),
     "hidden_size": reaches(7, "ResidualHead.hidden"),
@@ -959,20 +960,18 @@ WIRING = {
     "backbone_learning_rate": reaches(0.02, "train.config.backbone_learning_rate"),
     "tol": reaches(0.5, "train.config.tol"),
     "update_interval": reaches(5, "train.config.update_interval"),
-    "pretrain_params": reaches({"epochs": 1}, "pretrain.epochs", expected=1, backbone="auto"),
-    "backbone_folder": reaches("folder", "pretrain.folder", expected=Path("folder"), **AUTO),
     "memory": reaches("memory", "check_memory.memory"),
     "inference_batch_size": reaches(16, "extract.self.batch_size"),
     "precision": reaches("bf16", "extract.self.precision"),
     "device": ("cpu:0", {"default_device.device": "cpu:0", "pretrain.device": torch.device("cpu")}, AUTO),
-    "n_jobs": reaches(1, "search_cells.n_jobs", "_find_start.n_jobs", "knn_graph.n_jobs"),
+    "n_jobs": reaches(1, "search_cells.n_jobs", "initialize.n_jobs", "knn_graph.n_jobs"),
     "random_state": (
         7,
         {
             "pretrain.random_state": SEEDS[0],
             "extract.self.seed": SEEDS[1],
             "search_cells.seed": SEEDS[3],
-            "_find_start.seed": SEEDS[4],
+            "initialize.seed": SEEDS[4],
             "ResidualHead.seed": SEEDS[5],
             "train.config.seed": SEEDS[5],
         },
@@ -1037,7 +1036,7 @@ def test_parameters_arrive(names, make_model, make_unet, images, calls, tmp_path
 def test_batches_grow_with_the_data_and_the_step_size_with_them(
     n, others, batch_size, learning_rate, make_model, make_unet, images, monkeypatch
 ):
-    def stop(embedder, graph, labels, n_clusters, config):
+    def stop(embedder, graph, labels, n_clusters, config, report):
         raise StopIteration(config)
 
     monkeypatch.setattr(_estimator, "train", stop)
@@ -1203,11 +1202,10 @@ WRONG_PARAMETERS = [
     ),
     ({"init": np.full((3, 32), np.nan)}, r"Input init contains NaN"),
     ({"init": [["a"] * 32] * 3}, r"could not convert string to float"),
-    ({"pretrain_params": {"epoch": 3}}, r"pretrain has no parameter 'epoch'; it has epochs, "),
-    ({"pretrain_params": {"epochs": "3"}}, r"epochs must be an int of at least 1; got '3'"),
-    ({"pretrain_params": {"channels": ()}}, r"channels must be a sequence of at least one int"),
-    ({"pretrain_params": {"precision": "fp8"}}, r"precision must be 'auto', 'fp32' or 'bf16'; got 'fp8'"),
-    ({"pretrain_params": 3}, r"'pretrain_params' parameter .* Got 3"),
+    ({"backbone": Pretraining(epochs="3")}, r"epochs must be an int of at least 1; got '3'"),
+    ({"backbone": Pretraining(channels=())}, r"channels must be a sequence of at least one int"),
+    ({"backbone": Pretraining(precision="fp8")}, r"precision must be 'auto', 'fp32' or 'bf16'; got 'fp8'"),
+    ({"backbone": Pretraining}, r"'backbone' parameter .* Got .*Pretraining"),
     ({"backbone": 3}, r"'backbone' parameter .* Got 3"),
     (
         {"backbone": "no such folder"},

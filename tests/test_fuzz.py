@@ -176,8 +176,8 @@ def test_the_judge_sees_training(parameters, fitting, bench):
 
 def test_the_judge_lets_a_message_name_a_setting_of_pretrain(fitting, bench):
     fitting(raising(ValueError("epochs must be more")))
-    named = {"backbone": "'auto'", "pretrain_params": "{'epochs': 1}"}
-    other = {"backbone": "'auto'", "pretrain_params": "{'channels': (8,)}"}
+    named = {"backbone": "Pretraining(epochs=1)"}
+    other = {"backbone": "Pretraining(channels=(8,))"}
     assert judge(Case("fit", CASE.X, named, odd=False), bench).problem == ""
     assert judge(Case("fit", CASE.X, other, odd=False), bench).problem == "the message names no parameter"
 

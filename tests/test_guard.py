@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from skdiec import DiffusionEmbeddedClustering, load_backbone
+from skdiec import DiffusionEmbeddedClustering, Pretraining, load_backbone
 from skdiec.backbones import check_share_explained
 from skdiec.backbones.guard import share_explained
 from skdiec.images import as_image_source
@@ -211,7 +211,7 @@ def test_fit_measures_and_tells(trained, digits, caplog):
 def test_fit_of_a_backbone_trained_too_little_tells(digits):
     model = DiffusionEmbeddedClustering(
         3, value_range=(0, 16), layer="mid_block", timestep=50, pooling=1, max_epochs=1, n_init=2, warmup_epochs=0,
-        pretrain_params={"epochs": 1}, random_state=0,
+        backbone=Pretraining(epochs=1), random_state=0,
     )  # fmt: skip
     with pytest.warns(UserWarning, match="straight line"):
         model.fit(digits[:64])

@@ -98,7 +98,8 @@ found = [{**asdict(case), "text": str(case)} for case in cases(16, seed=1838)]
     kills = [kill for case in found for kill in case["kills"]]
     assert [case["text"] for case in found if case["outcome"] != "same"] == []
     assert len(kills) >= 16
-    assert {case["what"] for case in found} == {"pretrain(folder=)", "fit(backbone_folder=)", "fit(memory=)"}
+    expected = {"pretrain(folder=)", "fit(backbone=Pretraining(folder=))", "fit(memory=)"}
+    assert {case["what"] for case in found} == expected
     assert {kill["call"] for kill in kills} >= {"mkdir", "openat", "write", "rename", "unlink"}
     assert {kill["half"] for kill in kills} == {True, False}
     # Checkpoints, the weights and record of the finished backbone, and the cache of features, search and partition.

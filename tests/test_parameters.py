@@ -12,9 +12,9 @@ from numpy.testing import assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
-from skdiec import DiffusionEmbeddedClustering, _estimator
+from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, _parameters
 
-AUTO = {"backbone": "auto", "pretrain_params": {"epochs": 2, "channels": (8,), "precision": "fp32"}}
+AUTO = {"backbone": Pretraining(epochs=2, channels=(8,), precision="fp32")}
 INTEGERS = {
     "n_clusters": 3,
     "max_search_samples": 40,
@@ -64,7 +64,7 @@ def nothing_begins(monkeypatch):
 
 def test_every_number_among_the_parameters_is_here():
     numbers = {*INTEGERS, *REALS}
-    assert set(_estimator._NUMBERS) == numbers - {"timestep", "pooling", "random_state"}
+    assert set(_parameters._NUMBERS) == numbers - {"timestep", "pooling", "random_state"}
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def test_searches_over_arrays_of_numpy_fit(make_model, images):
 
 
 REFUSED = [
-    *[({name: True}, f"{name} must be a number; got True") for name in sorted(_estimator._NUMBERS)],
-    *[({name: False}, f"{name}") for name in sorted(_estimator._NUMBERS)],
+    *[({name: True}, f"{name} must be a number; got True") for name in sorted(_parameters._NUMBERS)],
+    *[({name: False}, f"{name}") for name in sorted(_parameters._NUMBERS)],
     *[
         ({name: value}, rf"'{name}' parameter .* must be a float in the range \[0\.0, 1000000\.0\]")
         for name in ("alpha", "beta", "gamma", "denoising_weight")
@@ -150,10 +150,6 @@ REFUSED = [
     ({"pooling": torch.tensor(0.5)}, r"pooling must be one or several integers"),
     ({"layer": torch.tensor(1)}, r"layer must be one or several strings"),
     ({"timestep": np.array(True)}, r"timestep must be one or several integers"),
-    ({"pretrain_params": {"X": 1}}, r"pretrain_params must not have 'X', which is what fit is given"),
-    ({"pretrain_params": {"folder": "x"}}, r"pretrain_params must not have 'folder', for which there is backbone_fol"),
-    ({"pretrain_params": {"image_shape": (4, 4)}}, r"pretrain_params must not have 'image_shape'"),
-    ({"pretrain_params": {"value_range": (0, 1)}}, r"pretrain_params must not have 'value_range'"),
     ({"criterion": lambda features: 1.0}, r"criterion must return a finite number .*TypeError"),
     ({"criterion": lambda features, labels: "high"}, r"criterion must return a finite number .*could not convert"),
     ({"criterion": lambda features, labels: None}, r"criterion must return a finite number"),
@@ -255,7 +251,7 @@ ANY_INTEGER = {
 )
 @pytest.mark.parametrize("name", DiffusionEmbeddedClustering._parameter_constraints)
 def test_messages_name_the_parameter_and_stay_short_whatever_the_value(name, value, make_model, images, nothing_begins):
-    if name in ("backbone", "memory", "backbone_folder", "device") and isinstance(value, str):
+    if name in ("backbone", "memory", "device") and isinstance(value, str):
         return  # a name, which may be long
     if name in ANY_INTEGER and isinstance(value, int):
         return
@@ -285,11 +281,3 @@ def test_messages_name_x_and_stay_short_whatever_it_is(X, make_model, nothing_be
     with pytest.raises((ValueError, TypeError), match=r"\bX\b") as caught:
         make_model(**AUTO).fit(X)
     assert len(str(caught.value)) < 1000
-
-
-@pytest.mark.parametrize(
-    ("params", "message"), [({3: 1}, "names of settings as keys; got 3"), ({"": 1}, "parameter ''")]
-)
-def test_names_of_settings_are_texts(params, message, make_model, images, nothing_begins):
-    with pytest.raises(ValueError, match=f"pretrain_params.*{message}"):
-        make_model(backbone="auto", pretrain_params=params).fit(images)

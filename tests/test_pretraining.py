@@ -24,7 +24,15 @@ from PIL import Image
 from torch.nn.utils import vector_to_parameters
 
 import skdiec
-from skdiec.backbones import PixelBackbone, load_backbone, pretrain, pretraining, settings, untrained_backbone
+from skdiec.backbones import (
+    PixelBackbone,
+    Pretraining,
+    load_backbone,
+    pretrain,
+    settings,
+    trainer,
+    untrained_backbone,
+)
 from skdiec.backbones.settings import resolve_settings
 from skdiec.images import FileImages, as_image_source
 
@@ -44,6 +52,11 @@ ONE_EPOCH = {**SETTINGS, "epochs": 1}
 
 def train(X=IMAGES, folder=None, **settings):
     return pretrain(X, folder, **{**SETTINGS, **settings})
+
+
+def untrained(source, **settings):
+    parameters = {name: value for name, value in settings.items() if name != "device"}
+    return untrained_backbone(source, Pretraining(**parameters), torch.device("cpu"))
 
 
 def result(backbone):
@@ -112,7 +125,7 @@ def saves(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     """Each look at the clock of pretraining takes a second."""
-    monkeypatch.setattr(pretraining, "time", SimpleNamespace(monotonic=count().__next__))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=count().__next__))
 
 
 # Training
@@ -128,11 +141,11 @@ def test_loss_falls_on_images_that_can_be_learnt():
     x0 = backbone.prepare(torch.from_numpy(as_image_source(images).read(slice(None))))
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(x0.shape, generator=generator)
-    untrained = untrained_backbone(as_image_source(images), **SETTINGS)
+    before = untrained(as_image_source(images), **SETTINGS)
     for timestep in (300, 600, 999):
         timesteps = torch.full((32,), timestep)
         assert backbone.denoising_loss(x0, noise, timesteps).item() < 0.25  # of the average that is kept
-        assert untrained.denoising_loss(x0, noise, timesteps).item() > 0.7
+        assert before.denoising_loss(x0, noise, timesteps).item() > 0.7
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(steps):
@@ -163,7 +176,7 @@ def test_timesteps_above_the_highest_are_neither_trained_on_nor_used(max_timeste
     backbone.check_timestep(highest)
     with pytest.raises(ValueError, match=f"timestep must be from 0 to {highest}, the last that .* trained on; got"):
         backbone.check_timestep(highest + 1)
-    assert untrained_backbone(as_image_source(IMAGES), **settings).max_timestep == highest
+    assert untrained(as_image_source(IMAGES), **settings).max_timestep == highest
 
 
 def test_weights_are_rounded_to_the_type_they_are_saved_in(tmp_path, uninterrupted):
@@ -187,7 +200,7 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine(steps):
 
 def test_weights_follow_adam_on_clipped_gradients(steps):
     train(learning_rate=0.01)
-    backbone = untrained_backbone(as_image_source(IMAGES), **SETTINGS)
+    backbone = untrained(as_image_source(IMAGES), **SETTINGS)
     parameters = list(backbone.network.parameters())
     states = [flat(weights).detach() for weights in (parameters, *steps.weights)]
     first = second = 0
@@ -208,7 +221,7 @@ def test_weights_follow_adam_on_clipped_gradients(steps):
 @pytest.mark.parametrize("ema_decay", [0.0, 0.6, 0.999])
 def test_moving_average_of_the_weights_is_kept(ema_decay, steps):
     backbone = train(ema_decay=ema_decay)
-    initial = untrained_backbone(as_image_source(IMAGES), **SETTINGS)
+    initial = untrained(as_image_source(IMAGES), **SETTINGS)
     average = list(initial.network.parameters())
     for step, weights in enumerate(steps.weights):
         decay = min(ema_decay, 1 - (1 + step) ** -0.75)
@@ -265,7 +278,7 @@ def test_a_single_step_trains():
     x0 = torch.from_numpy(source.read(np.arange(8)).copy())
     timesteps = torch.arange(0, 400, 50)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    initial = untrained_backbone(source, **{**SETTINGS, "epochs": 1})
+    initial = untrained(source, **{**SETTINGS, "epochs": 1})
     trained = train(source, epochs=1)
     assert trained.recipe["steps"] == 1
     pairs = zip(initial.network.parameters(), trained.network.parameters(), strict=True)
@@ -365,14 +378,14 @@ def test_weights_do_not_depend_on_torchs_modes(mode, precision, of_one_epoch):
 )
 def test_architecture_follows_the_settings_trained_or_not(change, config):
     settings = {**SETTINGS, **change, "epochs": 1}
-    trained, untrained = train(**settings), untrained_backbone(as_image_source(IMAGES), **settings)
+    trained, before = train(**settings), untrained(as_image_source(IMAGES), **settings)
     for name, value in config.items():
         assert trained.network.config[name] == value
-    assert dict(trained.network.config) == dict(untrained.network.config)
-    assert dict(trained.scheduler.config) == dict(untrained.scheduler.config)
+    assert dict(trained.network.config) == dict(before.network.config)
+    assert dict(trained.scheduler.config) == dict(before.scheduler.config)
     for name in ("image_shape", "input_shape", "patch_size"):
-        assert getattr(trained, name) == getattr(untrained, name)
-    assert untrained.device == torch.device("cpu")
+        assert getattr(trained, name) == getattr(before, name)
+    assert before.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -392,7 +405,7 @@ def test_architecture_follows_the_settings_trained_or_not(change, config):
 )
 def test_default_architecture_follows_the_size_of_the_images(shape, patch_size, input_shape, channels):
     source = as_image_source(np.zeros((2, *shape), dtype=np.uint8), channel_axis=1)
-    backbone = untrained_backbone(source, random_state=0)
+    backbone = untrained(source, random_state=0)
     assert (backbone.image_shape, backbone.patch_size, backbone.input_shape) == (shape, patch_size, input_shape)
     assert backbone.network.config.block_out_channels == channels
     assert backbone.network.config.layers_per_block == 1
@@ -682,14 +695,16 @@ def test_folder_with_foreign_files_is_refused_untouched(tmp_path):
 
 def test_progress_is_shown_when_asked_for(tmp_path, steps, capsys):
     train()
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
     steps.batches.clear()
     steps.stop = {3}
     with pytest.raises(KeyboardInterrupt):
         train(folder=tmp_path, checkpoint_seconds=0, verbose=True)
-    assert "2/12 steps" in capsys.readouterr().out
+    assert "2/12" in capsys.readouterr().err
     backbone = train(folder=tmp_path, checkpoint_seconds=0, verbose=1)
-    assert f"12/12 steps, loss {backbone.recipe['loss'][-1]:.4f}" in capsys.readouterr().out
+    shown = capsys.readouterr().err
+    assert "12/12" in shown
+    assert f"loss {backbone.recipe['loss'][-1]:.4f}" in shown
 
 
 def test_progress_is_shown_in_several_threads():
@@ -782,15 +797,65 @@ def test_step_that_does_not_fit_into_memory_is_told_of(monkeypatch):
         train(np.zeros((500, 16, 16), dtype=np.uint8), batch_size=500, patch_size=1)
 
 
-def test_untrained_backbone_tells_of_unknown_and_wrong_settings():
-    source = as_image_source(IMAGES)
-    with pytest.raises(ValueError, match=r"pretrain has no parameter 'epoch'; it has epochs, "):
-        untrained_backbone(source, epoch=3)
-    with pytest.raises(ValueError, match="epochs must be an int of at least 1; got 0"):
-        untrained_backbone(source, epochs=0)
-    for name in ("X", "folder", "image_shape", "channel_axis", "value_range"):
-        with pytest.raises(ValueError, match=f"pretrain_params cannot have '{name}'"):
-            untrained_backbone(source, **{name: None})
+def test_pretraining_has_the_parameters_of_pretrain():
+    of_pretrain = inspect.signature(pretrain).parameters
+    of_fit = {"X", "image_shape", "channel_axis", "value_range", "device", "verbose", "report"}
+    expected = {name: parameter.default for name, parameter in of_pretrain.items() if name not in of_fit}
+    assert Pretraining().get_params() == expected
+    given = {name: object() for name in expected}
+    assert Pretraining(**given).get_params() == given
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epochs": 0}, "epochs must be an int of at least 1; got 0"),
+        ({"checkpoint_seconds": -1}, "checkpoint_seconds must be a number of at least 0; got -1"),
+        ({"folder": "here"}, "folder must be new, empty or from an earlier call: here has holiday.txt"),
+    ],
+)
+def test_untrained_backbone_tells_of_wrong_parameters(parameters, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "holiday.txt").write_text("mine")
+    with pytest.raises(ValueError, match=message):
+        untrained_backbone(as_image_source(IMAGES), Pretraining(**parameters), torch.device("cpu"))
+
+
+def test_untrained_backbone_is_what_is_trained():
+    wanted = Pretraining(channels=(8, 16), patch_size=2, epochs=1, random_state=3)
+    before = untrained_backbone(as_image_source(IMAGES), wanted, torch.device("cpu"))
+    trained = pretrain(IMAGES, **wanted.get_params())
+    assert before.network.config == trained.network.config
+    assert before.recipe["settings"] == trained.recipe["settings"]
+    assert before.fingerprint() != trained.fingerprint()
+
+
+def test_report_is_told_of_every_step():
+    told = []
+    backbone = train(epochs=2, batch_size=16, report=lambda *step: told.append(step))
+    n_steps = backbone.recipe["steps"]
+    assert [(done, total) for done, total, _ in told] == [(step, n_steps) for step in range(1, n_steps + 1)]
+    assert math.isnan(told[0][2])
+    assert told[-1][2] == pytest.approx(backbone.recipe["loss"][-1], abs=1e-6)
+
+
+def test_training_that_report_ends_goes_on_in_its_folder(tmp_path):
+    whole = train(epochs=2, batch_size=16)
+    part = train(epochs=2, batch_size=16, report=lambda done, total, loss: done == 2)
+    assert part.recipe["steps"] == 2
+    kept = train(folder=tmp_path, epochs=2, batch_size=16, report=lambda done, total, loss: done == 2)
+    assert part.fingerprint() == kept.fingerprint()
+    assert not (tmp_path / "model_index.json").exists()
+    told = []
+    resumed = train(folder=tmp_path, epochs=2, batch_size=16, report=lambda done, *_: told.append(done))
+    assert told[0] == 3
+    assert resumed.fingerprint() == whole.fingerprint()
+
+
+def test_report_that_cannot_be_called_is_told_of():
+    with pytest.raises(ValueError, match="report must be a callable or None; got 3"):
+        train(epochs=1, report=3)
 
 
 def test_every_parameter_has_a_test_of_its_wiring():
@@ -798,6 +863,6 @@ def test_every_parameter_has_a_test_of_its_wiring():
         *("X", "folder", "image_shape", "channel_axis", "value_range", "epochs", "batch_size", "learning_rate"),
         *("channels", "layers_per_block", "patch_size", "ema_decay", "precision", "device", "checkpoint_seconds"),
         *("max_timestep", "dtype"),
-        *("random_state", "verbose"),
+        *("random_state", "verbose", "report"),
     }
     assert set(inspect.signature(pretrain).parameters) == tested

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skdiec import pretrain
-from skdiec.backbones import pretraining
+from skdiec.backbones import trainer
 from skdiec.backbones.replay import ReplayedPass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -58,7 +58,7 @@ def test_training_is_that_without_graphs(monkeypatch, precision):
 def test_a_stopped_training_goes_on_with_the_same_weights(tmp_path, monkeypatch):
     settings = {"epochs": 3, "batch_size": 16, "channels": (32,), "device": "cuda", "random_state": 0}
     whole = pretrain(IMAGES, **settings)
-    step = pretraining._Training._take_step
+    step = trainer.Trainer._take_step
 
     def stop(self):
         if self.step == 5:
@@ -66,7 +66,7 @@ def test_a_stopped_training_goes_on_with_the_same_weights(tmp_path, monkeypatch)
         step(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretraining._Training, "_take_step", stop)
+        patched.setattr(trainer.Trainer, "_take_step", stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain(IMAGES, tmp_path / "backbone", checkpoint_seconds=0, **settings)
     resumed = pretrain(IMAGES, tmp_path / "backbone", **settings)

@@ -17,7 +17,7 @@ from numpy.testing import assert_array_equal
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from skdiec import DiffusionEmbeddedClustering, _estimator, pretrain
+from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, pretrain
 from skdiec.training import ResidualHead
 
 PARAMETERS = {
@@ -28,7 +28,7 @@ PARAMETERS = {
     "max_epochs": 3,
     "warmup_epochs": 1,
 }
-AUTO = {"backbone": "auto", "pretrain_params": {"epochs": 2, "channels": (8,), "precision": "fp32"}}
+AUTO = {"backbone": Pretraining(epochs=2, channels=(8,), precision="fp32")}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_settings_of_the_program_do_not_change_a_fit(settings, images, alone):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-@pytest.mark.parametrize("step", ["load_backbone", "search_cells", "_find_start", "train", "EmbeddingModel"])
+@pytest.mark.parametrize("step", ["load_backbone", "search_cells", "initialize", "train", "EmbeddingModel"])
 def test_refit_that_fails_leaves_the_first_fit(error, step, fitted, images, planted, monkeypatch):
     model = fitted
     before = dict(vars(model))

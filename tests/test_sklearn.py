@@ -16,13 +16,13 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skdiec import DiffusionEmbeddedClustering
+from skdiec import DiffusionEmbeddedClustering, Pretraining
 from skdiec.metrics import accuracy_scorer
 
 FOLDS = KFold(2, shuffle=True, random_state=0)
 
 
-CHEAP = {"epochs": 2, "channels": (8,)}
+CHEAP = Pretraining(epochs=2, channels=(8,))
 """A network as small as can be: the checks make about a hundred fits."""
 
 
@@ -30,7 +30,7 @@ CHEAP = {"epochs": 2, "channels": (8,)}
 @pytest.mark.filterwarnings("ignore:training collapsed:UserWarning")
 @pytest.mark.filterwarnings("ignore:only . of n_clusters:sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(
-    [DiffusionEmbeddedClustering(timestep=50, pooling=1, n_init=2, max_epochs=5, pretrain_params=CHEAP)], legacy=True
+    [DiffusionEmbeddedClustering(timestep=50, pooling=1, n_init=2, max_epochs=5, backbone=CHEAP)], legacy=True
 )
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
@@ -72,7 +72,7 @@ def test_parameters_can_be_set_anew(make_model, planted):
     "parameters",
     [
         {},
-        {"backbone": "auto", "pretrain_params": {"epochs": 1, "channels": (8,)}},
+        {"backbone": Pretraining(epochs=1, channels=(8,))},
         {"train_backbone": True, "max_epochs": 1},
         {"train_backbone": True, "max_epochs": 1, "head": "direct"},
         {"head": None},

@@ -4,10 +4,11 @@ from skdiec.backbones.devices import default_device, is_emulated
 from skdiec.backbones.guard import check_share_explained
 from skdiec.backbones.loading import load_backbone
 from skdiec.backbones.pixel import PixelBackbone
-from skdiec.backbones.pretraining import pretrain, untrained_backbone
+from skdiec.backbones.pretraining import Pretraining, pretrain, untrained_backbone
 
 __all__ = [
     "PixelBackbone",
+    "Pretraining",
     "check_share_explained",
     "default_device",
     "is_emulated",

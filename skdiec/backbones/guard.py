@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from skdiec.activations import evaluating
 from skdiec.backbones.pixel import PixelBackbone
 from skdiec.images import ImageSource
+from skdiec.messages import warn
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,9 @@ def check_share_explained(
                 "or too little"
             )
         )
-        warnings.warn(
+        warn(
             f"the backbone denoises these images worse than a straight line does: share explained {numbers} (1 is "
-            f"perfect). Either {reason}",
-            stacklevel=4,  # where fit is called
+            f"perfect). Either {reason}"
         )
     return shares
 

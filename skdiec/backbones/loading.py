@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from skdiec.backbones.networks import (
 )
 from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
 from skdiec.backbones.schedules import scheduler_of, training_scheduler
-from skdiec.messages import shown
+from skdiec.messages import shown, warn
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -209,11 +208,10 @@ def _default_scheduler(config: Mapping[str, Any], where: str, *, has_recipe: boo
             "these are of pixels or of latents is not known; for one of pixels pass "
             "diffusers.DDPMPipeline(unet, scheduler)"
         )
-    warnings.warn(
+    warn(
         f"{where} has no noise schedule beside it: diffusers' default one of a DDPM is taken (1,000 timesteps, linear, "
         "predicting the noise). If the network was trained with another, its features are wrong: then pass "
-        "diffusers.DDPMPipeline(unet, scheduler)",
-        stacklevel=4,
+        "diffusers.DDPMPipeline(unet, scheduler)"
     )
     return DDPMScheduler()
 

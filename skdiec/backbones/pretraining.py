@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import math
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from numbers import Integral
 from pathlib import Path
@@ -18,36 +15,110 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from sklearn.base import BaseEstimator
 
 from skdiec.backbones.checkpoints import (
     CHECKPOINT_FILE,
-    Position,
     check_is_ours,
     difference,
     discard_checkpoint,
     is_finished,
-    read_checkpoint,
     read_request,
-    write_checkpoint,
 )
 from skdiec.backbones.devices import default_device
 from skdiec.backbones.folders import as_folder, locked
-from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.pixel import PixelBackbone
-from skdiec.backbones.replay import ReplayedPass
-from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, as_real, resolve_settings, untrained_network
+from skdiec.backbones.settings import Settings, as_real, resolve_settings
+from skdiec.backbones.trainer import Report, Trainer, json_of, new_backbone
 from skdiec.images import ImageSource, as_image_source
 from skdiec.messages import shown
 from skdiec.parallel import library_defaults
-from skdiec.seeding import drawing_from_seed
 
 logger = logging.getLogger(__name__)
 
-_WARMUP_FRACTION = 0.05
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # as Adam calls them
 
-_IMAGE_PARAMETERS = ("image_shape", "channel_axis", "value_range")
+class Pretraining(BaseEstimator):
+    """How `fit` trains a backbone on the images that it clusters.
+
+    Given as the `backbone` of `DiffusionEmbeddedClustering`. It is a set of parameters, which searches of scikit-learn
+    reach as ``backbone__epochs`` and so on. `skdiec.pretrain` trains by the same ones, without clustering.
+
+    Parameters
+    ----------
+    folder : path, default=None
+        Where the diffusers pipeline, the training record and, while training, checkpoints go; see `skdiec.pretrain`. A
+        training that was stopped goes on there, and a finished one is loaded, with any seed where `random_state` is
+        None here and on the estimator. A backbone that was trained on other images or with other settings is an
+        error. So for cross-validation, whose folds differ, train it beforehand (`skdiec.pretrain`) and pass the folder
+        itself as `backbone`. None keeps the backbone in `memory` where the estimator has that, else only in
+        `backbone_`.
+    epochs : int, default=None
+        Passes over the images; see `skdiec.pretrain` for None.
+    batch_size : int, default=64
+        Images per training step.
+    learning_rate : float, default=2e-3
+        Peak of the cosine schedule, at most 1.
+    channels : sequence of int, default=None
+        Channels of each resolution of the U-Net, from the highest; see `skdiec.pretrain` for None.
+    layers_per_block : int, default=1
+        Residual blocks in each resolution, at most 16.
+    patch_size : int, default=None
+        Side of the squares of pixels folded into channels; see `skdiec.pretrain` for None.
+    max_timestep : int, default=400
+        Highest timestep trained on. To sample new images from noise, the network needs all: 999.
+    ema_decay : float, default=0.999
+        Decay of the weights' moving average.
+    precision : {"auto", "fp32", "bf16"}, default="auto"
+        Number format of the training; see `skdiec.pretrain`.
+    dtype : {"float32", "bfloat16"}, default="float32"
+        What the trained weights are rounded to, and saved as.
+    checkpoint_seconds : float, default=60.0
+        Least time between two checkpoints in `folder`.
+    random_state : int, default=None
+        Seeds weights, batches and noise. None takes the estimator's.
+
+    See Also
+    --------
+    skdiec.pretrain : Train a backbone beforehand.
+
+    Examples
+    --------
+    >>> from skdiec import DiffusionEmbeddedClustering, Pretraining
+    >>> model = DiffusionEmbeddedClustering(n_clusters=3, backbone=Pretraining(epochs=2))
+    >>> model.set_params(backbone__epochs=5).backbone
+    Pretraining(epochs=5)
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike | None = None,
+        *,
+        epochs: int | None = None,
+        batch_size: int = 64,
+        learning_rate: float = 2e-3,
+        channels: Sequence[int] | None = None,
+        layers_per_block: int = 1,
+        patch_size: int | None = None,
+        max_timestep: int = 400,
+        ema_decay: float = 0.999,
+        precision: str = "auto",
+        dtype: str = "float32",
+        checkpoint_seconds: float = 60.0,
+        random_state: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.channels = channels
+        self.layers_per_block = layers_per_block
+        self.patch_size = patch_size
+        self.max_timestep = max_timestep
+        self.ema_decay = ema_decay
+        self.precision = precision
+        self.dtype = dtype
+        self.checkpoint_seconds = checkpoint_seconds
+        self.random_state = random_state
 
 
 def pretrain(
@@ -71,6 +142,7 @@ def pretrain(
     checkpoint_seconds: float = 60.0,
     random_state: int | None = None,
     verbose: bool | int = False,
+    report: Report | None = None,
 ) -> PixelBackbone:
     """Train a compact denoising diffusion model (DDPM) on unlabelled images.
 
@@ -129,6 +201,10 @@ def pretrain(
         Seeds weights, batches and noise. None is the seed of the training found in `folder`, else a random one.
     verbose : bool or int, default=False
         Show a progress bar.
+    report : callable, default=None
+        Called after each step as ``report(done, total, loss)``, with numbers of steps and the mean loss of the last
+        epoch. Where it returns True, the training ends there, and what was trained so far is returned. A `folder` then
+        holds a checkpoint, from which the next call goes on.
 
     Returns
     -------
@@ -153,7 +229,7 @@ def pretrain(
     >>> backbone.image_shape, backbone.num_train_timesteps
     ((1, 4, 4), 1000)
     """
-    checkpoint_seconds = as_real(checkpoint_seconds, "checkpoint_seconds", "a number of at least 0", lambda x: x >= 0)
+    checkpoint_seconds = _check_checkpoint_seconds(checkpoint_seconds)
     if not isinstance(verbose, (Integral, np.bool_)) or verbose < 0:
         raise ValueError(f"verbose must be a bool or an int of at least 0; got {shown(verbose)}")
     folder = None if folder is None else as_folder(folder)
@@ -180,16 +256,33 @@ def pretrain(
     )
     if folder is not None:
         check_is_ours(folder)
+    if report is not None and not callable(report):
+        raise ValueError(f"report must be a callable or None; got {shown(report)}")
     source = source.in_memory()
+    with _progress_bar(report, is_shown=bool(verbose)) as report:
+        return _pretrain(source, settings, device, folder, checkpoint_seconds, report, precision, random_state)
+
+
+def _pretrain(
+    source: ImageSource,
+    settings: Settings,
+    device: torch.device,
+    folder: Path | None,
+    checkpoint_seconds: float,
+    report: Report | None,
+    precision: str,
+    random_state: int | None,
+) -> PixelBackbone:
+    """Train, or go on with what `folder` holds."""
     if folder is None:
-        return _train(source, settings, device, verbose=bool(verbose))
+        return _train(source, settings, device, report)[0]
 
     # A finished backbone is read without a lock, which a read-only folder does not give.
     with nullcontext() if is_finished(folder) else locked(folder):
         found = read_request(folder)
         any_precision = isinstance(precision, str) and precision == "auto"
         settings = _as_found(settings, found, any_precision=any_precision, any_seed=random_state is None)
-        request = _json({"settings": asdict(settings), "data": source.fingerprint()})
+        request = json_of({"settings": asdict(settings), "data": source.fingerprint()})
         finished = is_finished(folder)
         if found != request and (finished or found is not None):
             kind = "a backbone" if finished else "an unfinished training, one"
@@ -199,10 +292,12 @@ def pretrain(
             discard_checkpoint(folder)
             return backbone
         try:
-            backbone = _train(source, settings, device, folder, request, checkpoint_seconds, verbose=bool(verbose))
+            backbone, is_whole = _train(source, settings, device, report, folder, request, checkpoint_seconds)
         except FloatingPointError:
             discard_checkpoint(folder)  # going on from it would diverge again
             raise
+        if not is_whole:
+            return backbone
         backbone.recipe["request"] = request
         _save(backbone, folder, settings.dtype)
         discard_checkpoint(folder)
@@ -237,14 +332,15 @@ def _save(backbone: PixelBackbone, folder: Path, dtype: str) -> None:
         ) from error
 
 
-def untrained_backbone(source: ImageSource, **settings: Any) -> PixelBackbone:
-    """Build what `pretrain` would train, so that layers and settings can be checked before.
+def untrained_backbone(source: ImageSource, pretraining: Pretraining, device: torch.device) -> PixelBackbone:
+    """Build what a pretraining would train, so that its parameters and the layers can be checked before.
 
     Parameters
     ----------
     source : ImageSource
-    **settings
-        Keyword arguments of `pretrain`.
+    pretraining : Pretraining
+    device : torch.device
+        Where it would be trained.
 
     Returns
     -------
@@ -254,242 +350,55 @@ def untrained_backbone(source: ImageSource, **settings: Any) -> PixelBackbone:
     Raises
     ------
     ValueError
-        For a setting that is unknown or out of range.
+        For a parameter that is out of range, and a folder that holds something else.
     """
-    signature = inspect.signature(pretrain)
-    unknown = sorted(set(settings) - set(signature.parameters))
-    if unknown:
-        known = ", ".join(name for name in signature.parameters if name not in ("X", "folder", *_IMAGE_PARAMETERS))
-        raise ValueError(f"pretrain_params: pretrain has no parameter {shown(unknown[0])}; it has {known}")
-    elsewhere = [name for name in ("X", "folder", *_IMAGE_PARAMETERS) if name in settings]
-    if elsewhere:
-        raise ValueError(
-            f"pretrain_params cannot have {elsewhere[0]!r}: images and folder are given to the estimator and to fit"
-        )
-    arguments = signature.bind(source, **settings)
-    arguments.apply_defaults()
-    names = set(inspect.signature(resolve_settings).parameters) - {"source"}
-    wanted = {name: arguments.arguments[name] for name in names}
-    return _new_backbone(source.shape, resolve_settings(source, **wanted))
+    parameters = pretraining.get_params()
+    _check_checkpoint_seconds(parameters.pop("checkpoint_seconds"))
+    folder = parameters.pop("folder")
+    settings = resolve_settings(source, device=device, **parameters)
+    if folder is not None:
+        check_is_ours(as_folder(folder))
+    return new_backbone(source.shape, settings)
 
 
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+def _check_checkpoint_seconds(value: float) -> float:
+    return as_real(value, "checkpoint_seconds", "a number of at least 0", lambda seconds: seconds >= 0)
 
 
 def _train(
     source: ImageSource,
     settings: Settings,
     device: torch.device,
+    report: Report | None,
     folder: Path | None = None,
     request: dict[str, Any] | None = None,
     checkpoint_seconds: float = math.inf,
-    *,
-    verbose: bool,
-) -> PixelBackbone:
+) -> tuple[PixelBackbone, bool]:
+    """Return what was trained, and whether to the end."""
     with library_defaults():
-        training = _Training(source, settings, device)
+        trainer = Trainer(source, settings, device)
         if folder is not None and (folder / CHECKPOINT_FILE).exists():
-            training.resume(folder)
-        return training.run(folder, request, checkpoint_seconds, verbose=verbose)
-
-
-class _Training:
-    """One training run: network, optimizer, moving average and position."""
-
-    def __init__(self, source: ImageSource, settings: Settings, device: torch.device) -> None:
-        with ONE_AT_A_TIME:
-            from diffusers.training_utils import EMAModel
-
-        self.source, self.settings, self.device = source, settings, device
-        self.backbone = _new_backbone(source.shape, settings).to(device)
-        self.parameters = list(self.backbone.network.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-            fused=device.type == "cuda",
-        )
-        self.average = EMAModel(
-            self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
-        )
-        self.steps_per_epoch = math.ceil(len(source) / settings.batch_size)
-        self.total_steps = settings.epochs * self.steps_per_epoch
-        self.step, self.losses, self.loss_sum, self.seconds = 0, [], 0.0, 0.0
-        self.is_warned = False
-        self.replayed: ReplayedPass | None = None  # of full batches, on CUDA
-
-    def run(
-        self,
-        folder: Path | None = None,
-        request: dict[str, Any] | None = None,
-        checkpoint_seconds: float = math.inf,
-        *,
-        verbose: bool = False,
-    ) -> PixelBackbone:
-        network = self.backbone.network
-        network.train()
-        started = saved = time.monotonic()
-        before = self.seconds
-        with _progress(verbose, self.total_steps, self.step) as advance:
-            while self.step < self.total_steps:
-                self._take_step()
-                now = time.monotonic()
-                self.seconds = before + now - started
-                advance(self.losses[-1] if self.losses else math.nan)
-                # The last one lets a kill while the pipeline is written cost nothing.
-                is_due = now - saved > checkpoint_seconds or self.step == self.total_steps
-                if folder is not None and is_due:
-                    self.save(folder, request)
-                    saved = time.monotonic()
-        self.average.copy_to(self.parameters)
-        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
-            raise self._diverged("weights became infinite")
-        network.eval().requires_grad_(False)
-        for parameter in self.parameters:
-            parameter.data = parameter.data.to(getattr(torch, self.settings.dtype)).float()
-        self.backbone.recipe = _json(
-            {
-                "settings": asdict(self.settings),
-                "images": len(self.source),
-                "steps": self.total_steps,
-                "parameters": sum(parameter.numel() for parameter in self.parameters),
-                "seconds": round(self.seconds, 1),
-                "loss": [round(loss, 6) for loss in self.losses],
-            }
-        )
-        return self.backbone
-
-    def _take_step(self) -> None:
-        settings = self.settings
-        epoch, batch = divmod(self.step, self.steps_per_epoch)
-        # Order and noise depend on the seed and the position only, so a resumed run repeats nothing and skips nothing.
-        order = np.random.default_rng((settings.seed, epoch)).permutation(len(self.source))
-        rows = np.sort(order[batch * settings.batch_size : (batch + 1) * settings.batch_size])
-        x0 = self.backbone.prepare(torch.from_numpy(self.source.read(rows)).to(self.device))
-        generator = torch.Generator(self.device).manual_seed((settings.seed << 32) + self.step)
-        noise = torch.randn(x0.shape, generator=generator, device=self.device, dtype=x0.dtype)
-        timesteps = torch.randint(settings.max_timestep + 1, (len(x0),), generator=generator, device=self.device)
-        loss = self._loss_and_gradients(x0, noise, timesteps)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule((self.step + 0.5) / self.total_steps)
-        self.optimizer.step()
-        self.average.step(self.parameters)
-        loss = float(loss)
-        if not math.isfinite(loss):
-            raise self._diverged(f"denoising loss became {loss}")
-        self.step += 1
-        self.loss_sum += loss * len(rows)
-        if batch + 1 == self.steps_per_epoch:
-            self.losses.append(self.loss_sum / len(self.source))
-            self.loss_sum = 0.0
-            logger.info("epoch %d of %d: denoising loss %.5f", epoch + 1, settings.epochs, self.losses[-1])
-
-    def _loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        is_bf16 = self.settings.precision == "bf16"
-        # No cache: it would outlive the step, inside of an outer autocast, and hold the weights of the first one.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=False):
-            return self.backbone.denoising_loss(x0, noise, timesteps)
-
-    def _loss_and_gradients(self, *batch: Tensor) -> Tensor:
-        """Return the loss of a batch, with gradients in the parameters."""
-        if self.device.type == "cuda":
-            if self.replayed is None:
-                self.replayed = ReplayedPass(self._loss, self.parameters, batch)
-            if self.replayed.fits(batch):
-                return self.replayed(*batch)
-        loss = self._loss(*batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        return loss.detach()
-
-    def _diverged(self, what: str) -> FloatingPointError:
-        return FloatingPointError(
-            f"pretraining diverged: the {what} at step {self.step} of {self.total_steps}; "
-            f"lower learning_rate, which is {self.settings.learning_rate:g}"
-        )
-
-    def save(self, folder: Path, request: dict[str, Any]) -> None:
-        """Write the checkpoint that `resume` reads. One that cannot be written is no reason to lose the training."""
-        position = Position(self.step, tuple(self.losses), self.loss_sum, self.seconds)
-        try:
-            write_checkpoint(folder, request, position, self._tensors())
-        except OSError as error:
-            if not self.is_warned:
-                logger.warning("no checkpoint: %s; the training goes on, but a stop would lose its latest steps", error)
-            self.is_warned = True
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return the state of the training, under the names that checkpoints have; Adam's moments are 0 at first."""
-        tensors = {}
-        for index, (parameter, shadow) in enumerate(zip(self.parameters, self.average.shadow_params, strict=True)):
-            tensors[f"weight.{index}"] = parameter.detach()
-            tensors[f"average.{index}"] = shadow
-            for name in _MOMENTS:
-                tensors[f"{name}.{index}"] = self.optimizer.state[parameter].get(name, torch.zeros_like(parameter))
-        return tensors
-
-    def resume(self, folder: Path) -> None:
-        """Continue from the checkpoint in `folder`."""
-        position, tensors = read_checkpoint(
-            folder, self._tensors(), steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
-        )
-        self.step, self.losses = position.step, list(position.losses)
-        self.loss_sum, self.seconds = position.loss_sum, position.seconds
-        self.average.optimization_step = self.step
-        state = {}
-        with torch.no_grad():
-            for index, parameter in enumerate(self.parameters):
-                parameter.copy_(tensors[f"weight.{index}"])
-                self.average.shadow_params[index].copy_(tensors[f"average.{index}"])
-                moments = {name: tensors[f"{name}.{index}"] for name in _MOMENTS}
-                state[index] = {"step": torch.tensor(float(self.step)), **moments}
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        logger.info("resuming at step %d of %d", self.step, self.total_steps)
-
-
-def _new_backbone(image_shape: tuple[int, int, int], settings: Settings) -> PixelBackbone:
-    with ONE_AT_A_TIME:
-        from diffusers import DDPMScheduler
-
-    # On the CPU in float32, whatever the caller's defaults are.
-    with torch.device("cpu"), drawing_from_seed(settings.seed):
-        network = untrained_network(image_shape, settings).float()
-        scheduler = DDPMScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
-    return PixelBackbone(
-        network,
-        scheduler,
-        image_shape=image_shape,
-        patch_size=settings.patch_size,
-        recipe={"settings": _json(asdict(settings))},
-    )
-
-
-def _schedule(progress: float) -> float:
-    """Return the share of the peak learning rate: linear warm-up, then half a cosine to zero."""
-    if progress < _WARMUP_FRACTION:
-        return progress / _WARMUP_FRACTION
-    return 0.5 * (1.0 + math.cos(math.pi * (progress - _WARMUP_FRACTION) / (1.0 - _WARMUP_FRACTION)))
+            trainer.resume(folder)
+        return trainer.run(folder, request, checkpoint_seconds, report), not trainer.is_stopped
 
 
 @contextmanager
-def _progress(verbose: bool, total: int, completed: int) -> Iterator[Any]:
-    if not verbose:
-        yield lambda loss: None
+def _progress_bar(report: Report | None, *, is_shown: bool) -> Iterator[Report | None]:
+    """Yield `report`, or one that moves a bar too."""
+    if not is_shown:
+        yield report
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from tqdm import tqdm
 
-    columns = (
-        TextColumn("pretraining"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Its own console: rich's common one shows one progress bar at a time, and other threads may train too.
-    with Progress(*columns, console=Console()) as progress:
-        task = progress.add_task("pretraining", total=total, completed=completed, loss=math.nan)
-        yield lambda loss: progress.update(task, advance=1, loss=loss)
+    with ExitStack() as stack:
+        bar: tqdm | None = None  # until there is something to show: this call may have to wait for another
+
+        def move(done: int, total: int, loss: float) -> bool:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(desc="pretraining", unit="step", total=total, initial=done - 1))
+            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            bar.update()
+            return report is not None and bool(report(done, total, loss))
+
+        yield move

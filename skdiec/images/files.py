@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from skdiec.images.decoding import ImageKind, read_image, read_kind, readable_suffixes, told_of, value_extent
 from skdiec.images.pictures import DecodedImages, common_format
 from skdiec.images.source import ImageFormat
-from skdiec.messages import shortened
+from skdiec.messages import shortened, warn
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +198,7 @@ def _files_of(folder: Path) -> list[Path]:
             + (f" (left out: {told})" if told else "")
         )
     if told:
-        warnings.warn(f"X: of the folder {folder}, {len(found)} images are read. Left out: {told}", stacklevel=2)
+        warn(f"X: of the folder {folder}, {len(found)} images are read. Left out: {told}")
     return [Path(path) for path in sorted(found)]
 
 

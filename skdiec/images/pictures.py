@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from skdiec.images.arrays import ArrayImages
 from skdiec.images.containers import Pictures, value_kind
 from skdiec.images.decoding import ImageKind, check_cut_range, decode_image, image_kind, pixel_extent
 from skdiec.images.source import ImageFormat, ImageSource
+from skdiec.messages import warn
 
 
 class DecodedImages(ImageSource):
@@ -207,10 +207,9 @@ def common_format(
         like.check_later(found, f"images of dtype {dtype}", is_stated=value_range is not None)
     if pages:
         row, count = next(iter(pages.items()))
-        warnings.warn(
+        warn(
             f"X: only the first page or frame is read of {len(pages)} files with {sum(pages.values())} pages or frames "
-            f"in all, such as {name_of(row)} with {count}",
-            stacklevel=2,
+            f"in all, such as {name_of(row)} with {count}"
         )
     return found, dtype
 

@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from fuzzing import values
 from fuzzing.cases import FITTED, QUICK
-from skdiec import DiffusionEmbeddedClustering, pretrain
+from skdiec import DiffusionEmbeddedClustering, Pretraining, pretrain
 from skdiec.backbones import PixelBackbone
 
 
@@ -65,6 +65,7 @@ class Bench:
             **{name: value for name, value in vars(values).items() if not name.startswith("_")},
             "BACKBONE": self.backbone,
             "NETWORK": self.backbone.network,
+            "Pretraining": Pretraining,
             "QUICK_PRETRAIN": {"epochs": 1, "channels": (8,), "precision": "fp32"},
             "folder": self._new_folder,
             "files_in": lambda folder: sorted(path for path in Path(folder).rglob("*") if not path.is_dir()),

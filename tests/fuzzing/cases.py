@@ -54,7 +54,7 @@ QUICK = {
 }
 """An estimator that is fitted in a twentieth of a second."""
 
-AUTO = {"backbone": "'auto'", "pretrain_params": "QUICK_PRETRAIN"}
+AUTO = {"backbone": "Pretraining(**QUICK_PRETRAIN)"}
 
 FITTED = {
     "images": ("images(16, 8, 8)", {}),
@@ -107,7 +107,8 @@ WORK = {"n_init", "n_draws", "search_draws", "max_epochs", "epochs", "hidden_siz
 OWN = {
     "n_clusters": _words("1 2 3 5 16 17 np.int64(2)"),
     "backbone": _words(
-        "'auto' BACKBONE NETWORK backbone() str(backbone()) network() 'nonsense' Path('nowhere') '/dev/null' '/dev'"
+        "Pretraining(**QUICK_PRETRAIN) Pretraining BACKBONE NETWORK",
+        "backbone() str(backbone()) network() 'nonsense' Path('nowhere') '/dev/null' '/dev'",
     ),
     "image_shape": _words(
         "(8,8) [8,8] (1,8,8) (8,8,1) (4,16) (16,4) (3,8,8) (8,8,3) (2,8,4) (64,1) (0,8) (-8,-8) (8,) (8.0,8.0) (8,8,8)",
@@ -175,11 +176,6 @@ OWN = {
     "backbone_learning_rate": _words("1e-4 1.0 1e20 1e38 1e-30 np.float32(1e-3)"),
     "tol": _words("0 0.5 1 2 np.float32(0.1)"),
     "update_interval": _words("1 2 100 np.int64(2)"),
-    "pretrain_params": _words("{**QUICK_PRETRAIN} {'nonsense':1} [('epochs',1)] {3:1} {'epochs':0} {'':1}"),
-    "backbone_folder": _words(
-        "tmp/'new' str(tmp/'new') folder() folder(content('a.txt')) tmp/('a'*300) '\\0' 'a'*5000 '/dev/null'",
-        "'/dev/null/x' '/proc/nonsense' '' '.' pretrained(True) pretrained(False)",
-    ),
     "memory": _words(
         "tmp/'cache' str(tmp/'cache') None joblib.Memory(None) joblib.Memory(str(tmp/'cache'),verbose=0) '\\0'",
         "'a'*5000 str(tmp/('a'*300)) '/dev/null' '/dev/null/x' '/proc/nonsense' '' '.'",
@@ -201,7 +197,10 @@ OWN = {
 
 OWN_OF_PRETRAIN = {
     **{name: OWN[name] for name in ("image_shape", "channel_axis", "value_range", "device", "random_state", "verbose")},
-    "folder": OWN["backbone_folder"],
+    "folder": _words(
+        "tmp/'new' str(tmp/'new') folder() folder(content('a.txt')) tmp/('a'*300) '\\0' 'a'*5000 '/dev/null'",
+        "'/dev/null/x' '/proc/nonsense' '' '.' pretrained(True) pretrained(False)",
+    ),
     "epochs": _words("1 2 np.int64(1)"),
     "batch_size": _words("1 5 16 1000 np.int64(5)"),
     "learning_rate": _words("1e-3 1.0 1e10 1e38 1e308 1e-30 np.float32(1e-3)"),
@@ -222,7 +221,6 @@ OWN_OF_PRETRAIN = {
 
 TOO_LONG = {
     "epochs": ["None"],
-    "pretrain_params": ["None", "{}"],  # 40 epochs
     "n_jobs": _words("-1 2 3 8 np.int8(3) np.uint8(3) np.int64(3) np.uint64(2)"),  # processes, which start slowly
 }
 """Values that are legal and cost seconds."""
@@ -252,7 +250,7 @@ def parameter_case(choose):
     parameters = {name: _value(choose, name, OWN) for name in _some(choose, OWN, choose([1, 1, 2, 2, 3]))}
     # A criterion can only be tried on features, after pretraining.
     can_train = not {"backbone", "criterion"} & set(parameters)
-    auto = AUTO if parameters.get("backbone") == "'auto'" or (can_train and choose([False, False, False, True])) else {}
+    auto = AUTO if can_train and choose([False, False, False, True]) else {}
     fitted = choose([*[""] * 7, "images"])
     return Case("fit", choose(PLAIN_X) if not fitted else "images(16, 8, 8)", {**auto, **parameters}, False, fitted)
 
@@ -531,20 +529,20 @@ def backbone_case(choose):
     folder = f"pretrained({kind == 'finished'}, {', '.join(changes)})"
     if choose([False, True]):
         return Case("pretrain", "images(16, 8, 8)", {"folder": folder, "random_state": "0"}, False)
-    settings = {"backbone_folder": folder, "pretrain_params": "{**QUICK_PRETRAIN, 'random_state': 0}"}
-    return Case("fit", "images(16, 8, 8)", {"backbone": "'auto'", **settings}, False)
+    backbone = f"Pretraining({folder}, **QUICK_PRETRAIN, random_state=0)"
+    return Case("fit", "images(16, 8, 8)", {"backbone": backbone}, False)
 
 
 def pretrain_case(choose):
-    """Calls of `pretrain`, and of `fit` with settings for it."""
+    """Calls of `pretrain`, and of `fit` that pretrains."""
     names = _some(choose, OWN_OF_PRETRAIN, choose([1, 1, 2, 3]))
     parameters = {name: _value(choose, name, OWN_OF_PRETRAIN) for name in names}
     if choose([False, True]):
         return Case("pretrain", choose(PLAIN_X), parameters, False)
-    strange = choose([*[""] * 8, "'X': images(16, 8, 8), ", "3: 1, ", "'nonsense': 1, ", "'': 0, ", "None: 1, "])
+    of_fit = {name: parameters.pop(name) for name in list(parameters) if name in OWN}
     settings = ", ".join(f"{name!r}: {expression}" for name, expression in parameters.items())
-    pretrain_params = f"{{**QUICK_PRETRAIN, {strange}{settings}}}"
-    return Case("fit", choose(PLAIN_X), {"backbone": "'auto'", "pretrain_params": pretrain_params}, False)
+    backbone = f"Pretraining(**{{**QUICK_PRETRAIN, {settings}}})"
+    return Case("fit", choose(PLAIN_X), {"backbone": backbone, **of_fit}, False)
 
 
 def later_case(choose):

@@ -21,14 +21,14 @@ import pandas as pd
 import torch
 from sklearn.exceptions import NotFittedError
 
-from skdiec import pretrain
+from skdiec import Pretraining, pretrain
 
 REFUSAL_SECONDS = 1.0
 MESSAGE_LENGTH = 2000
 REFUSALS = (ValueError, TypeError, ImportError, NotFittedError)
 
 TRAINING = {
-    "pretraining": [("skdiec.backbones.pretraining", "_Training.run")],
+    "pretraining": [("skdiec.backbones.trainer", "Trainer.run")],
     "training": [("skdiec._estimator", "train"), ("skdiec.training", "train")],
 }
 """What is entered when training begins: the first of each that there is. A test sees to it that both are found."""
@@ -182,7 +182,7 @@ def _judge(case, bench, hang_seconds):
         problems = _changed(before, _surroundings(bench))
         if case.parameters.get("random_state") in ("np.random", "None"):  # numpy's global generator is asked for
             problems = [problem for problem in problems if problem != "numpy's random state changed"]
-        if not {"memory", "backbone_folder", "folder"} & set(case.parameters) and any(bench.here.iterdir()):
+        if not {"memory", "folder"} & set(case.parameters) and any(bench.here.iterdir()):
             problems.append("files are left in the working directory")
         if not _same(X, bench.evaluate(case.X)):
             problems.append("the caller's X was changed")
@@ -297,11 +297,7 @@ def _names_what_is_wrong(case, bench, error, message):
     if isinstance(error, NotFittedError):
         return not case.fitted
     names = set(case.parameters)
-    if "pretrain_params" in names:
-        value = bench.evaluate(case.parameters["pretrain_params"])
-        names |= {str(key) or repr(key) for key in value} if isinstance(value, dict) else set()
-    if "backbone_folder" in names:
-        names.add("folder")
+    names |= set(re.findall(r"\w+", case.parameters.get("backbone", ""))) & set(Pretraining().get_params())
     if "image_shape" in names:  # makes images of rows, whose range may have to be stated
         names.add("value_range")
     if case.odd:

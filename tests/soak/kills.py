@@ -90,7 +90,7 @@ def _works() -> dict[str, Callable[[Path], Any]]:
     import numpy as np
     import torch
 
-    from skdiec import DiffusionEmbeddedClustering, load_backbone, pretrain
+    from skdiec import DiffusionEmbeddedClustering, Pretraining, load_backbone, pretrain
 
     torch.set_num_threads(1)
     images = np.random.default_rng(0).integers(0, 256, (24, 4, 4), dtype=np.uint8)
@@ -110,17 +110,17 @@ def _works() -> dict[str, Callable[[Path], Any]]:
             pooling=1,
             n_init=2,
             max_epochs=3,
-            pretrain_params=training,
+            backbone=Pretraining(folder=folder and keeping == "folder" and str(folder), **training),
             device="cpu",
             random_state=0,
-            **{keeping: folder and str(folder)},
+            memory=str(folder) if folder and keeping == "memory" else None,
         ).fit(images)
         return model.labels_.tolist(), model.embedding_.tobytes(), model.backbone_.fingerprint()
 
     fit()  # once here, so that copies find imported what they need
     return {
         "pretrain(folder=)": train,
-        "fit(backbone_folder=)": partial(fit, keeping="backbone_folder"),
+        "fit(backbone=Pretraining(folder=))": partial(fit, keeping="folder"),
         "fit(memory=)": fit,
     }
 

@@ -1,0 +1,109 @@
+"""What training begins with: projected features, their neighbourhood graph and the initial partition."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from sklearn.metrics import pairwise_distances_argmin
+
+from skdiec.graph import knn_graph
+from skdiec.parallel import in_parallel
+from skdiec.partition import initial_partition, kmeans_labels
+from skdiec.scores import balanced_cut
+from skdiec.search import principal_components
+from skdiec.training import Projection
+
+_SPREAD = 4.0
+"""Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
+width reaches."""
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """Where training starts.
+
+    Attributes
+    ----------
+    projection : Projection
+        From features to `h`.
+    h : ndarray of shape (n, q), float64
+        Projected features.
+    graph : sparse array of shape (n, n)
+        Their neighbourhood graph.
+    labels : ndarray of shape (n,), int32
+        The initial partition.
+    stability : float
+        How sure it is; NaN where it was not searched for. See `skdiec.partition.initial_partition`.
+    """
+
+    projection: Projection
+    h: NDArray[np.float64]
+    graph: sparse.csr_array
+    labels: NDArray[np.int32]
+    stability: float
+
+
+def initialize(
+    version: str,
+    features: NDArray[np.float32],
+    n_clusters: int,
+    n_components: int,
+    n_neighbors: int,
+    neighbors_algorithm: str,
+    init: str | ArrayLike,
+    n_init: int,
+    balance: float,
+    seed: int,
+    n_jobs: int | None,
+) -> Initialization:
+    """Project features, find their neighbourhood graph and an initial partition.
+
+    Parameters
+    ----------
+    version : str
+        Of this library, for caches: another one may give another result.
+    features : ndarray of shape (n, d), float32
+    n_clusters, n_components, n_neighbors, neighbors_algorithm, init, n_init, n_jobs
+        See `DiffusionEmbeddedClustering`.
+    balance : float
+        Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
+    seed : int
+
+    Returns
+    -------
+    Initialization
+
+    Raises
+    ------
+    ValueError
+        Where `init` are centres of other dimensions than the embedding has.
+    """
+    mean, components, variances = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
+    spread = float(np.sqrt(variances.sum()))
+    projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
+    h = projection.project(features)
+    graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
+    stability = math.nan
+    if not isinstance(init, str) and np.ndim(init) == 1:
+        labels = np.asarray(init, dtype=np.int32)
+    elif not isinstance(init, str):
+        centers = np.asarray(init, dtype=np.float64)
+        if centers.shape[1] != h.shape[1]:
+            raise ValueError(
+                f"init must have {h.shape[1]} columns, the dimensions of the embedding; got {centers.shape[1]}"
+            )
+        labels = pairwise_distances_argmin(h, centers).astype(np.int32)
+    elif init == "k-means++":
+        run = functools.partial(kmeans_labels, h, n_clusters, n_init=n_init, seed=seed)
+        (labels,) = in_parallel([run], 1)
+    else:
+        cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
+        side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
+        found = initial_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side)
+        labels, stability = found.labels, found.stability
+    return Initialization(projection, h, graph, labels, stability)
