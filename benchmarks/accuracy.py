@@ -35,7 +35,7 @@ from common import (
 from skdiec.datasets import load_dataset
 
 NAMES = {"digits": "digits", "usps": "USPS", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-STAGES = ("backbone", "search", "features", "start", "training")
+STAGES = ("backbone", "search", "features", "partition", "training")
 OURS, HALVING, OUR_FEATURES = "skdiec", 'skdiec, search="halving"', "KMeans on diffusion features"
 
 
@@ -151,7 +151,7 @@ def ours(name: str, folder: Path | None, seed: int, backbone: Path, search: str)
         if search == "grid":
             cell = {"layer": model.layer_, "timestep": model.timestep_, "pooling": model.pooling_}
             kmeans = DiffusionEmbeddedClustering(**settings, **cell, init="k-means++", head=None).fit(images)
-            found |= {"kmeans": kmeans.initial_labels_, "kmeans_seconds": kmeans.fit_seconds_["start"]}
+            found |= {"kmeans": kmeans.initial_labels_, "kmeans_seconds": kmeans.fit_seconds_["partition"]}
     return found
 
 
