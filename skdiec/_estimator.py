@@ -242,6 +242,10 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     update_interval : int, default=1
         Epochs between updates of the target distribution and the graph's weights.
 
+    n_snapshots : int, default=0
+        Epochs, evenly spaced from the start to the last one, whose embeddings of up to 2,000 images `fit` keeps in
+        `snapshots_`, to draw how clusters form (`skdiec.plotting.EmbeddingDisplay.from_history`). 1 keeps the last.
+
     pretrain_params : dict, default=None
         Settings of `skdiec.pretrain` for ``backbone="auto"``, such as ``{"epochs": 50}``.
 
@@ -289,6 +293,9 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
     labels_ : ndarray of shape (n_samples,), int32
         Cluster of each training image.
 
+    probabilities_ : ndarray of shape (n_samples,), float64
+        How surely each training image is in its cluster: its soft assignment to it, as of `predict_proba`.
+
     cluster_centers_ : ndarray of shape (n_clusters, n_components_), float64
         Centres in the embedding.
 
@@ -335,6 +342,13 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     n_iter_ : int
         Epochs trained.
+
+    snapshots_ : dict of int to ndarray of shape (n_kept, n_components_), float32
+        Embeddings of some images after `n_snapshots` epochs, in the order of the epochs; 0 is before any training.
+        Where training collapsed, `embedding_` is that of an earlier epoch than the last.
+
+    snapshot_rows_ : ndarray of shape (n_kept,), int64
+        Which images of X these are, drawn at random from more than 2,000.
 
     fit_seconds_ : dict of str to float
         Wall time of each stage of `fit`: backbone, search, features, start, training.
@@ -413,6 +427,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         "backbone_learning_rate": [Interval(Real, 0, 1e6, closed="right")],
         "tol": [Interval(Real, 0, 1, closed="both")],
         "update_interval": [Interval(Integral, 1, None, closed="left")],
+        "n_snapshots": [Interval(Integral, 0, None, closed="left")],
         "pretrain_params": [dict, None],
         "backbone_folder": [str, os.PathLike, None],
         "memory": [str, joblib.Memory, None],
@@ -461,6 +476,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         backbone_learning_rate: float = 1e-4,
         tol: float = 1e-4,
         update_interval: int = 1,
+        n_snapshots: int = 0,
         pretrain_params: Mapping[str, Any] | None = None,
         backbone_folder: str | os.PathLike | None = None,
         memory: str | joblib.Memory | None = None,
@@ -505,6 +521,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.backbone_learning_rate = backbone_learning_rate
         self.tol = tol
         self.update_interval = update_interval
+        self.n_snapshots = n_snapshots
         self.pretrain_params = pretrain_params
         self.backbone_folder = backbone_folder
         self.memory = memory
@@ -656,7 +673,8 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self._extractors, self._cell = extractors, cell
         # A trained backbone has other features now.
         self.embedding_ = self._map(source, self._model.embed) if self.train_backbone else self._model.embed(features)
-        self.labels_ = self._model.assign(self.embedding_).argmax(axis=1).astype(np.int32)
+        assigned = self._model.assign(self.embedding_)
+        self.labels_, self.probabilities_ = assigned.argmax(axis=1).astype(np.int32), assigned.max(axis=1)
         self.n_components_ = self._n_features_out = self.embedding_.shape[1]
         self.image_shape_ = source.shape
         self.value_range_ = source.format.value_range
@@ -1060,6 +1078,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
             backbone_learning_rate=self.backbone_learning_rate,
             tol=self.tol,
             update_interval=self.update_interval,
+            n_snapshots=self.n_snapshots,
             seed=seed,
         )
         result = train(embedder, start.graph, start.labels, self.n_clusters, config)
@@ -1069,6 +1088,7 @@ class DiffusionEmbeddedClustering(ClassNamePrefixFeaturesOutMixin, TransformerMi
         self.cluster_centers_ = self._model.centers
         self.history_ = result.history
         self.n_iter_ = result.n_epochs
+        self.snapshots_, self.snapshot_rows_ = dict(result.snapshots), result.snapshot_rows
         return extractors
 
     def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
