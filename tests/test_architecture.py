@@ -36,7 +36,7 @@ LIBRARIES = {
     "messages": set(),
     "metrics": {"numpy", "scipy", "sklearn"},
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
-    "plotting": {"matplotlib", "numpy"},
+    "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},
     "search": {"numpy", "scipy", "sklearn"},
@@ -46,7 +46,7 @@ LIBRARIES = {
 }
 """What each room may import besides the standard library and skdiec, anywhere in it."""
 
-WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "rich", "safetensors"}
+WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "rich", "safetensors", "umap"}
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
 
 FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"cli"}
@@ -175,10 +175,11 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "pretrain",
         "datasets",
         "metrics",
+        "plotting",
         "scores",
     }
     assert dir(skdiec) == sorted(skdiec.__all__)
-    for name in ("datasets", "metrics", "scores"):
+    for name in ("datasets", "metrics", "plotting", "scores"):
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018
@@ -243,7 +244,7 @@ def _documented(module, tree, prefix=""):
             returns=is_function and ast.unparse(node.returns or ast.Constant(None)) != "None",
             is_called_by_users=is_function
             and room(module) in FOR_USERS
-            and prefix in ("", "DiffusionEmbeddedClustering."),
+            and (prefix in ("", "DiffusionEmbeddedClustering.") or prefix.endswith("Display.")),
         )
         if isinstance(node, ast.ClassDef):
             yield from _documented(module, node, f"{prefix}{node.name}.")

@@ -833,9 +833,7 @@ def test_snapshots_are_of_rows_drawn_by_the_seed(monkeypatch):
     monkeypatch.setattr(training, "SNAPSHOT_ROWS", 7)
     h, drawn = blobs().astype(np.float32), []
     for seed in (0, 0, 1):
-        result = train(
-            frozen(h), knn_graph(h, 4), CLASSES, 3, TrainingConfig(max_epochs=1, n_snapshots=2, seed=seed)
-        )
+        result = train(frozen(h), knn_graph(h, 4), CLASSES, 3, TrainingConfig(max_epochs=1, n_snapshots=2, seed=seed))
         assert_array_equal(result.snapshots[0], h[result.snapshot_rows])
         assert np.abs(result.snapshots[1] - h[result.snapshot_rows]).max() > 1e-4
         assert (np.diff(result.snapshot_rows) > 0).all()
