@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skdiec.messages import shown
-from skdiec.plotting.common import axes_or_new, check_estimator, check_matplotlib
+from skdiec.plotting.common import axes_or_new, check_estimator, check_int, check_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,9 +130,8 @@ class ClusterDisplay:
             length than that of `fit`; and for other numbers of rows, columns or names.
         """
         check_estimator(f"{cls.__name__}.from_estimator", estimator)
-        for name, value, least in (("n_images", n_images, 2), ("max_clusters", max_clusters, 1)):
-            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an int of at least {least}; got {shown(value)}")
+        check_int("n_images", n_images, 2)
+        check_int("max_clusters", max_clusters, 1)
         n_clusters = len(estimator.cluster_centers_)
         if names is not None and len(names) != n_clusters:
             raise ValueError(f"names must be one for each of the {n_clusters} clusters; got {len(names)}")

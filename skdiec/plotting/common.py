@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from sklearn.utils.validation import check_is_fitted
@@ -46,6 +47,20 @@ def check_estimator(caller: str, estimator: Any) -> None:
     if not isinstance(estimator, DiffusionEmbeddedClustering):
         raise TypeError(f"estimator must be a DiffusionEmbeddedClustering; got {shown(estimator)}")
     check_is_fitted(estimator)
+
+
+def check_int(name: str, value: Any, least: int) -> None:
+    """Raise ValueError for what is no integer, or less than there has to be.
+
+    Parameters
+    ----------
+    name : str
+        The parameter.
+    value : object
+    least : int
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}; got {shown(value)}")
 
 
 def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Figure | SubFigure, Axes]:

@@ -16,6 +16,7 @@ from skdiec.plotting.common import (
     MARKERS,
     axes_or_new,
     check_estimator,
+    check_int,
     check_matplotlib,
     cluster_style,
     colors,
@@ -140,10 +141,11 @@ class EmbeddingDisplay:
         NotFittedError
             Before the fit.
         ValueError
-            For another method, or labels that are not one for each image.
+            For another method, fewer than two images, or labels that are not one for each image.
         """
         check_estimator(f"{cls.__name__}.from_estimator", estimator)
         _check_method(method)
+        check_int("max_samples", max_samples, 2)
         labels = _checked_labels(labels, estimator)
         generator = check_random_state(random_state)
         rows = _drawn(np.arange(len(labels)), max_samples, generator)
@@ -204,11 +206,12 @@ class EmbeddingDisplay:
         NotFittedError
             Before the fit.
         ValueError
-            For an estimator without snapshots, epochs that were not kept, another method, or labels that are not one
-            for each image.
+            For an estimator without snapshots, epochs that were not kept, another method, fewer than two images, or
+            labels that are not one for each image.
         """
         check_estimator(f"{cls.__name__}.from_history", estimator)
         _check_method(method)
+        check_int("max_samples", max_samples, 2)
         kept = estimator.snapshots_
         if not kept:
             raise ValueError(
