@@ -367,6 +367,7 @@ def test_missing_umap_is_told_of(fitted, monkeypatch):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
+        ({"method": ["pca"]}, r"method must be one of .*; got \['pca'\]"),
         ({"method": "lda"}, r"method must be one of \['tsne', 'umap', 'pca'\]; got 'lda'"),
         ({"labels": [0, 1]}, r"labels must be one for each of the 48 images of fit; got shape \(2,\)"),
         ({"max_samples": 1}, "max_samples must be an int of at least 2; got 1"),

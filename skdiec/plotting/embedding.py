@@ -293,7 +293,7 @@ class EmbeddingDisplay:
 
 
 def _check_method(method: str) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}; got {shown(method)}")
     if method == "umap" and importlib.util.find_spec("umap") is None:
         raise ImportError('method="umap" needs umap-learn: pip install umap-learn')
