@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from skdiec import DiffusionEmbeddedClustering, Pretraining
 from skdiec.metrics import clustering_report
+from skdiec.plotting import ClusterDisplay, EmbeddingDisplay, HistoryDisplay, SearchDisplay
 
 digits = load_digits()
 images, labels = digits.images[::3], digits.target[::3]
@@ -30,6 +31,7 @@ model = DiffusionEmbeddedClustering(
     pooling=4,
     n_init=2,
     backbone=Pretraining(epochs=6, channels=(16, 32)),
+    n_snapshots=4,
     random_state=0,
 )
 model.fit(images)
@@ -43,15 +45,9 @@ print("chosen:", model.layer_, model.timestep_, model.pooling_)
 # highest modularity on that consensus. The Scott scores stay in ``scott_scores_``.
 
 result = model.search_result_
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-for panel, (name, scores) in zip(panels, result.scores.items(), strict=True):
-    image = panel.imshow(scores[:, :, 0], aspect="auto")
-    panel.set_title(name.replace("_", " "))
-    panel.set_xticks(range(len(result.timesteps)), result.timesteps)
-    panel.set_yticks(range(len(result.layers)), result.layers)
-    panel.set_xlabel("timestep")
-    panel.plot(result.timesteps.index(model.timestep_), result.layers.index(model.layer_), "r*", markersize=14)
-    figure.colorbar(image, ax=panel)
+figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+for panel, score in zip(panels, result.scores, strict=True):
+    SearchDisplay.from_estimator(model, score=score, ax=panel)
 plt.show()
 
 # %%
@@ -80,19 +76,26 @@ print(f"{quick.search_result_.n_evaluations:.0f} passes in all; the grid took {r
 # %%
 # What training did
 # -----------------
-# The balanced cut of the assignment falls while the head learns the start's partition, then DEC's own target takes
-# over. The labels only tell afterwards how it went.
+# The loss falls while the head learns the start's partition, then DEC's own target takes over. ``n_snapshots`` kept
+# embeddings on the way: clusters draw together and apart. The labels only tell afterwards how it went.
 
-figure, panel = plt.subplots(figsize=(5, 3), layout="constrained")
-panel.plot(model.history_["cut"])
-panel.set_xlabel("epoch")
-panel.set_ylabel("balanced cut")
+HistoryDisplay.from_estimator(model)
+EmbeddingDisplay.from_history(model, random_state=0)
 plt.show()
 print("start   ", clustering_report(labels, model.initial_labels_))
 print("trained ", clustering_report(labels, model.labels_))
 print("sizes   ", np.bincount(model.labels_))
 
 # %%
-# Look for where both maps are bright: a good representation has dropped what tells one stroke from another and still
-# holds what tells digits apart. The two scores need not agree on the best cell, which is why the criterion is a
-# parameter.
+# What is in the clusters
+# -----------------------
+# Each row shows a cluster, the surest images on the left. Where the images on the right are of another digit, the
+# features do not tell the two apart.
+
+ClusterDisplay.from_estimator(model, images)
+plt.show()
+
+# %%
+# In the maps of the search, look for where both are bright: a good representation has dropped what tells one stroke
+# from another and still holds what tells digits apart. The two scores need not agree on the best cell, which is why
+# the criterion is a parameter.

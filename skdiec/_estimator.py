@@ -250,6 +250,10 @@ class DiffusionEmbeddedClustering(
     update_interval : int, default=1
         Epochs between updates of the target distribution and the graph's weights.
 
+    n_snapshots : int, default=0
+        Epochs, evenly spaced from the start to the last one, whose embeddings of up to 2,000 images `fit` keeps in
+        `snapshots_`, to draw how clusters form (`skdiec.plotting.EmbeddingDisplay.from_history`). 1 keeps the last.
+
     memory : str or joblib.Memory, default=None
         Cache of pretraining, search, features and initial partition, so that fits that share them, as in a search over
         the head's parameters, compute them once. Needs a `random_state` to be of use. A search by a callable
@@ -287,6 +291,9 @@ class DiffusionEmbeddedClustering(
     ----------
     labels_ : ndarray of shape (n_samples,), int32
         Cluster of each training image.
+
+    probabilities_ : ndarray of shape (n_samples,), float64
+        How surely each training image is in its cluster: its soft assignment to it, as of `predict_proba`.
 
     cluster_centers_ : ndarray of shape (n_clusters, n_components_), float64
         Centres in the embedding.
@@ -343,6 +350,13 @@ class DiffusionEmbeddedClustering(
 
     n_iter_ : int
         Epochs trained.
+
+    snapshots_ : dict of int to ndarray of shape (n_kept, n_components_), float32
+        Embeddings of some images after `n_snapshots` epochs, in the order of the epochs; 0 is before any training.
+        Where training collapsed, `embedding_` is that of an earlier epoch than the last.
+
+    snapshot_rows_ : ndarray of shape (n_kept,), int64
+        Which images of X these are, drawn at random from more than 2,000.
 
     fit_seconds_ : dict of str to float
         Wall time of each stage of `fit`: ``"backbone"``, ``"search"``, ``"features"``, ``"partition"`` (the initial
@@ -426,6 +440,7 @@ class DiffusionEmbeddedClustering(
         backbone_learning_rate: float = 1e-4,
         tol: float = 1e-4,
         update_interval: int = 1,
+        n_snapshots: int = 0,
         memory: str | joblib.Memory | None = None,
         inference_batch_size: int | None = None,
         precision: str = "fp32",
@@ -468,6 +483,7 @@ class DiffusionEmbeddedClustering(
         self.backbone_learning_rate = backbone_learning_rate
         self.tol = tol
         self.update_interval = update_interval
+        self.n_snapshots = n_snapshots
         self.memory = memory
         self.inference_batch_size = inference_batch_size
         self.precision = precision
@@ -586,7 +602,8 @@ class DiffusionEmbeddedClustering(
 
         # A trained backbone has other features now.
         self.embedding_ = self._map(source, self._model.embed) if self.train_backbone else self._model.embed(features)
-        self.labels_ = self._model.assign(self.embedding_).argmax(axis=1).astype(np.int32)
+        assigned = self._model.assign(self.embedding_)
+        self.labels_, self.probabilities_ = assigned.argmax(axis=1).astype(np.int32), assigned.max(axis=1)
         tree = functools.partial(cluster_tree, self.embedding_, start.graph, self.labels_, seed=seeds.start)
         compare = functools.partial(
             cut_over_noise, start.h, self.labels_, self.n_neighbors, normalized_cut, seed=seeds.start
@@ -923,6 +940,7 @@ class DiffusionEmbeddedClustering(
         self.cluster_centers_ = self._model.centers
         self.history_ = result.history
         self.n_iter_ = result.n_epochs
+        self.snapshots_, self.snapshot_rows_ = dict(result.snapshots), result.snapshot_rows
 
     def _training_config(self, n_samples: int, seed: int) -> TrainingConfig:
         batch_size = self.batch_size
@@ -941,6 +959,7 @@ class DiffusionEmbeddedClustering(
             backbone_learning_rate=self.backbone_learning_rate,
             tol=self.tol,
             update_interval=self.update_interval,
+            n_snapshots=self.n_snapshots,
             seed=seed,
         )
 

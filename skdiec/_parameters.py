@@ -72,6 +72,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "backbone_learning_rate": [Interval(Real, 0, 1e6, closed="right")],
     "tol": [Interval(Real, 0, 1, closed="both")],
     "update_interval": [Interval(Integral, 1, None, closed="left")],
+    "n_snapshots": [Interval(Integral, 0, None, closed="left")],
     "memory": [str, joblib.Memory, None],
     "inference_batch_size": [Interval(Integral, 1, None, closed="left"), None],
     "precision": [StrOptions({"fp32", "bf16", "fp16"})],

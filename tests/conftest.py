@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 # Several workers share the cores, and the arrays of tests are too small for a second thread. Before numpy and torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures open no windows
 
 import numpy as np
 import pytest

@@ -41,7 +41,7 @@ LIBRARIES = {
     "messages": set(),
     "metrics": {"numpy", "scipy", "sklearn"},
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
-    "plotting": {"matplotlib", "numpy"},
+    "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
     "report": {"PIL", "matplotlib", "numpy"},
     "scores": {"numpy", "scipy"},
     "search": {"numpy", "scipy", "sklearn"},
@@ -51,7 +51,7 @@ LIBRARIES = {
 }
 """What each room may import besides the standard library and skdiec, anywhere in it."""
 
-WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "safetensors", "tqdm"}
+WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "safetensors", "tqdm", "umap"}
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
 
 FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"__main__", "cli"}
@@ -182,10 +182,11 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "pretrain",
         "datasets",
         "metrics",
+        "plotting",
         "scores",
     }
     assert dir(skdiec) == sorted(skdiec.__all__)
-    for name in ("datasets", "metrics", "scores"):
+    for name in ("datasets", "metrics", "plotting", "scores"):
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018
@@ -250,7 +251,7 @@ def _documented(module, tree, prefix=""):
             returns=is_function and ast.unparse(node.returns or ast.Constant(None)) != "None",
             is_called_by_users=is_function
             and room(module) in FOR_USERS
-            and prefix in ("", "DiffusionEmbeddedClustering."),
+            and (prefix in ("", "DiffusionEmbeddedClustering.") or prefix.endswith("Display.")),
         )
         if isinstance(node, ast.ClassDef):
             yield from _documented(module, node, f"{prefix}{node.name}.")

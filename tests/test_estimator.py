@@ -262,6 +262,27 @@ def test_probabilities_are_those_of_the_student_t_kernel(make_model, images):
     assert_allclose(q.sum(axis=1), 1, rtol=1e-12)
     assert_array_equal(q.argmax(axis=1), model.predict(images))
     assert (q.dtype, q.shape) == (np.float64, (48, 3))
+    own = soft_assign(model.embedding_, model.cluster_centers_, 3.0)[np.arange(48), model.labels_]
+    assert_allclose(model.probabilities_, own, rtol=1e-5)
+    assert model.probabilities_.dtype == np.float64
+
+
+@pytest.mark.parametrize("train_backbone", [False, True])
+def test_snapshots_lead_from_the_projected_features_to_the_embedding(train_backbone, make_model, images):
+    parameters = {"max_epochs": 4, "n_snapshots": 3, "tol": 0.0, "train_backbone": train_backbone}
+    model = make_model(**parameters, warmup_epochs=4).fit(images)
+    assert list(model.snapshots_) == [0, 2, 4]
+    assert_array_equal(model.snapshot_rows_, np.arange(48))
+    assert {rows.dtype for rows in model.snapshots_.values()} == {np.dtype(np.float32)}
+    frozen = make_model(head=None).fit(images).embedding_
+    assert_allclose(model.snapshots_[0], frozen, rtol=1e-4, atol=1e-4)
+    assert_allclose(model.snapshots_[4], model.embedding_, rtol=1e-4, atol=1e-4)
+    assert np.abs(model.snapshots_[4] - model.snapshots_[0]).max() > 0.01
+
+
+def test_without_snapshots_nothing_is_kept(fitted):
+    assert fitted.snapshots_ == {}
+    assert fitted.snapshot_rows_.shape == (0,)
 
 
 def test_results_on_the_training_images_are_those_of_fit(make_model, fitted, images):
@@ -960,6 +981,7 @@ WIRING = {
     "backbone_learning_rate": reaches(0.02, "train.config.backbone_learning_rate"),
     "tol": reaches(0.5, "train.config.tol"),
     "update_interval": reaches(5, "train.config.update_interval"),
+    "n_snapshots": reaches(4, "train.config.n_snapshots"),
     "memory": reaches("memory", "check_memory.memory"),
     "inference_batch_size": reaches(16, "extract.self.batch_size"),
     "precision": reaches("bf16", "extract.self.precision"),
@@ -992,7 +1014,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
 TOGETHER = [
     (
         *("alpha", "beta", "gamma", "nu", "hidden_size", "max_epochs", "warmup_epochs", "batch_size"),
-        *("learning_rate", "backbone_learning_rate", "tol", "update_interval", "n_components"),
+        *("learning_rate", "backbone_learning_rate", "tol", "update_interval", "n_snapshots", "n_components"),
     ),
     (
         *("layer", "timestep", "pooling", "max_search_samples", "shift", "n_neighbors", "init", "n_init"),

@@ -29,6 +29,7 @@ INTEGERS = {
     "warmup_epochs": 1,
     "batch_size": 32,
     "update_interval": 1,
+    "n_snapshots": 3,
     "inference_batch_size": 32,
     "n_jobs": 1,
     "timestep": 25,
@@ -178,6 +179,7 @@ def test_values_that_cannot_be_are_told_of_before_anything_begins(
         {"max_search_samples": 2**63},
         {"warmup_epochs": 2**63},
         {"update_interval": 2**63},
+        {"n_snapshots": 2**63},
     ],
 )
 def test_numbers_past_what_there_is_are_as_good_as_all_there_is(parameters, make_model, images):
@@ -240,7 +242,7 @@ class Odd:
 
 ANY_INTEGER = {
     *("n_components", "n_neighbors", "max_search_samples", "max_epochs", "warmup_epochs", "batch_size"),
-    *("update_interval", "inference_batch_size", "n_jobs", "verbose"),
+    *("update_interval", "n_snapshots", "inference_batch_size", "n_jobs", "verbose"),
 }
 
 

@@ -770,8 +770,88 @@ def test_training_depends_on_its_seed_and_on_nothing_else(rng_untouched):
 def test_every_setting_has_a_test_of_its_wiring():
     assert {setting.name for setting in dataclasses.fields(TrainingConfig)} == {
         *("alpha", "beta", "gamma", "nu", "learning_rate", "backbone_learning_rate", "batch_size", "tol"),
-        *("update_interval", "max_epochs", "warmup_epochs", "seed"),
+        *("update_interval", "max_epochs", "warmup_epochs", "n_snapshots", "seed"),
     }
+
+
+# Snapshots
+
+
+TURNS = [np.roll(CLASSES, 20 * turn) for turn in range(3)]
+"""Labels that differ in each of three epochs."""
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "n_snapshots", "epochs"),
+    [
+        (10, 3, [0, 5, 10]),
+        (10, 4, [0, 3, 7, 10]),
+        (10, 2, [0, 10]),
+        (10, 1, [10]),
+        (10, 0, []),
+        (4, 5, [0, 1, 2, 3, 4]),
+        (4, 2**63, [0, 1, 2, 3, 4]),
+        (0, 5, [0]),
+    ],
+)
+def test_snapshots_are_embeddings_of_evenly_spaced_epochs(max_epochs, n_snapshots, epochs):
+    result = run_script(Scripted([TURNS[epoch % 3] for epoch in range(11)]), max_epochs, n_snapshots=n_snapshots)
+    assert list(result.snapshots) == epochs
+    assert_array_equal(result.snapshot_rows, np.arange(60 if n_snapshots else 0))
+    for epoch, rows in result.snapshots.items():
+        assert_array_equal(rows, 5 * np.eye(3)[TURNS[epoch % 3]])
+        assert rows.dtype == np.float32
+
+
+def test_snapshots_of_long_trainings_are_few_at_all_times(monkeypatch):
+    held = []
+    record = training._Snapshots.record
+
+    def watched(snapshots, epoch, z):
+        record(snapshots, epoch, z)
+        held.append(len(snapshots._kept))
+
+    monkeypatch.setattr(training._Snapshots, "record", watched)
+    result = run_script(Scripted([CLASSES]), 200, n_snapshots=5)
+    assert max(held) <= 21
+    assert len(held) == 201
+    assert_allclose(list(result.snapshots), [0, 50, 100, 150, 200], atol=8)
+    assert (min(result.snapshots), max(result.snapshots)) == (0, 200)
+
+
+def test_last_snapshot_is_the_end_wherever_that_is():
+    settled = run_script(Scripted([TURNS[1], TURNS[2], TURNS[0]]), 10, n_snapshots=3, tol=0.0)
+    assert settled.n_epochs == 3
+    assert list(settled.snapshots) == [0, 1, 3]
+    assert_array_equal(settled.snapshots[3], 5 * np.eye(3)[TURNS[0]])
+    with pytest.warns(UserWarning, match="training diverged in epoch 5"):
+        diverged = run_script(Scripted([CLASSES], nan_from=5), 10, n_snapshots=3)
+    assert list(diverged.snapshots) == [0, 2, 4]
+
+
+def test_snapshots_are_of_rows_drawn_by_the_seed(monkeypatch):
+    monkeypatch.setattr(training, "SNAPSHOT_ROWS", 7)
+    h, drawn = blobs().astype(np.float32), []
+    for seed in (0, 0, 1):
+        result = train(frozen(h), knn_graph(h, 4), CLASSES, 3, TrainingConfig(max_epochs=1, n_snapshots=2, seed=seed))
+        assert_array_equal(result.snapshots[0], h[result.snapshot_rows])
+        assert np.abs(result.snapshots[1] - h[result.snapshot_rows]).max() > 1e-4
+        assert (np.diff(result.snapshot_rows) > 0).all()
+        drawn.append(result.snapshot_rows.tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == 7
+
+
+def test_snapshots_change_nothing_in_the_training(rng_untouched):
+    results = []
+    for n_snapshots in (0, 3):
+        embedder = dual(LinearFeatures(noise=1.0))[0]
+        with rng_untouched():
+            config = TrainingConfig(max_epochs=3, batch_size=16, n_snapshots=n_snapshots)
+            result = train(embedder, knn_graph(blobs()[:, :3], 4), CLASSES, 3, config)
+        results.append((result.centers, embedder.embed_all().numpy(), result.history["loss"]))
+    for without, with_some in zip(*results, strict=True):
+        assert_array_equal(without, with_some)
 
 
 # The fitted map
