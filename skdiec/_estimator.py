@@ -56,6 +56,7 @@ from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, usef
 from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
 from skdiec.scores import modularity, normalized_cut
 from skdiec.search import SearchResult, search_cells
+from skdiec.state import push_model, save_model
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,
@@ -787,6 +788,87 @@ class DiffusionEmbeddedClustering(
         fitted = self._fitted()
         with library_defaults(), one_blas_thread:
             return fitted._score(fitted._fitted_source(X))
+
+    def save(self, folder: str | os.PathLike, *, backbone: str = "copy", overwrite: bool = False) -> None:
+        """Save the fitted model as a folder, which `skdiec.load` reads without running any code.
+
+        The folder has ``model.json`` (parameters and plain values), ``model.safetensors`` (arrays), the backbone as a
+        diffusers pipeline, and a ``README.md``, which the Hugging Face Hub shows as a model card. It is written beside
+        its place and renamed when it is complete: a kill leaves what was there before, or all of the new.
+
+        Parameters
+        ----------
+        folder : path
+            Made where it does not exist.
+        backbone : {"copy", "reference"}, default="copy"
+            Whether the backbone's weights are saved, or only the parameter `backbone`, a path or Hub id, with a hash of
+            its weights: loading reads them from there, and fails where they are others by then.
+        overwrite : bool, default=False
+            Whether a saved model in the folder is replaced. A folder with anything else is refused in any case.
+
+        Raises
+        ------
+        NotFittedError
+            Where there is nothing to save.
+        ValueError
+            For a folder that is not empty, and for a `backbone` that cannot be referred to: a model that was passed,
+            ``"auto"``, or one that `train_backbone` has trained.
+        OSError
+            Where the folder cannot be written to, for instance for want of space.
+
+        Warns
+        -----
+        UserWarning
+            Where parameters cannot be saved: a ``RandomState``, a callable criterion, a model as `backbone`, and any
+            `memory`, whose files are pickles. The loaded model has their defaults, and predicts the same.
+        """
+        self._fitted()
+        save_model(self, folder, backbone=backbone, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a model of skdiec",
+    ) -> str:
+        """Save the fitted model to the Hugging Face Hub, whence ``skdiec.load(repo_id)`` loads it.
+
+        All of it is shared, the embedding and the labels of the images of `fit` and the paths in `files_` and among the
+        parameters included; the images are not.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``"owner/name"``. Made where it does not exist; a model that it holds is replaced by a commit.
+        private : bool, default=False
+            Whether a new repository is private.
+        token : str or bool, default=None
+            Access token of the Hub. None is the one that ``hf auth login`` has stored.
+        commit_message : str, default="Upload a model of skdiec"
+
+        Returns
+        -------
+        str
+            The address of the repository.
+
+        Raises
+        ------
+        NotFittedError
+            Where there is nothing to save.
+        ValueError
+            For a `repo_id` that is none.
+        OSError
+            Where it cannot be uploaded.
+
+        Warns
+        -----
+        UserWarning
+            As `save` does.
+        """
+        self._fitted()
+        return push_model(self, repo_id, private=private, token=token, commit_message=commit_message)
 
     def _score(self, source: ImageSource) -> float:
         def label_and_project(*features: NDArray) -> NDArray[np.float64]:

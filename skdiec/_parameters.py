@@ -108,7 +108,7 @@ def check_parameters(estimator: BaseEstimator) -> None:
     for name, kind in _NUMBERS.items():
         setattr(estimator, name, _as_plain_number(name, getattr(estimator, name), kind))
     if not get_config()["skip_parameter_validation"]:
-        _check_constraints(estimator)
+        check_constraints(estimator)
     try:
         check_memory(estimator.memory)
     except (OSError, ValueError) as error:
@@ -249,8 +249,18 @@ def _as_plain_number(name: str, value: Any, kind: type[int] | type[float]) -> An
     return value if kind is float else max(-(2**63), min(value, 2**63 - 1))
 
 
-def _check_constraints(estimator: BaseEstimator) -> None:
-    """Check each parameter by scikit-learn's rules, whose messages show values at any length."""
+def check_constraints(estimator: BaseEstimator) -> None:
+    """Check each parameter by itself, by scikit-learn's rules, whose messages show values at any length.
+
+    Parameters
+    ----------
+    estimator : DiffusionEmbeddedClustering
+
+    Raises
+    ------
+    ValueError
+        For a parameter that is of another kind or out of range.
+    """
     for name, value in estimator.get_params(deep=False).items():
         rules = {name: CONSTRAINTS[name]}
         try:

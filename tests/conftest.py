@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Scripts that made what tests read.
+collect_ignore = ["data"]
+
 # The same examples each time, and no deadline: a busy machine is no bug.
 settings.register_profile("skdiec", derandomize=True, deadline=None, database=None)
 settings.load_profile("skdiec")

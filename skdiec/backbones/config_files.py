@@ -66,12 +66,16 @@ def exists(path: Path) -> bool:
     return True
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, what: str = "backbone file", max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a small JSON object from a regular file.
 
     Parameters
     ----------
     path : Path
+    what : str, default="backbone file"
+        What errors call the file.
+    max_bytes : int
+        By default `MAX_JSON_BYTES`.
 
     Returns
     -------
@@ -80,14 +84,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        Where the file is missing, unreadable, no regular file or larger than `MAX_JSON_BYTES`, or holds anything but a
+        Where the file is missing, unreadable, no regular file or larger than `max_bytes`, or holds anything but a
         JSON object that is nested at most `MAX_DEPTH` deep.
     """
-    with _opened(path) as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"backbone file {path} is larger than the {MAX_JSON_BYTES} bytes of a configuration")
-    return parse_json(text, f"backbone file {path}")
+    with _opened(path, what) as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
+        raise ValueError(f"{what} {path} is larger than the {max_bytes} bytes of a configuration")
+    return parse_json(text, f"{what} {path}")
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
@@ -141,47 +145,71 @@ def read_header(path: Path) -> Header:
     ValueError
         Where the file is missing, unreadable, no regular file, damaged or truncated.
     """
+    with opened_tensors(path, framework="pt") as weights:
+        slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (it is no mapping)
+        for name, part in slices.items():
+            if part.get_dtype() not in _WEIGHT_TYPES:
+                raise ValueError(
+                    f"backbone file {path} has {shown(name)} of type {part.get_dtype()}, where weights are "
+                    f"{', '.join(_WEIGHT_TYPES)}"
+                )
+        return Header({name: tuple(part.get_shape()) for name, part in slices.items()}, dict(weights.metadata() or {}))
+
+
+@contextmanager
+def opened_tensors(path: Path, *, framework: str, what: str = "backbone file") -> Iterator[Any]:
+    """Open a safetensors file, whatever it holds.
+
+    Parameters
+    ----------
+    path : Path
+    framework : {"pt", "numpy"}
+        Whose tensors it gives.
+    what : str, default="backbone file"
+        What errors call the file.
+
+    Returns
+    -------
+    context manager
+        Of what `safetensors.safe_open` gives.
+
+    Raises
+    ------
+    ValueError
+        Where the file is missing, unreadable, no regular file, damaged or truncated.
+    """
     from safetensors import SafetensorError, safe_open
 
-    with _opened(path) as file:
+    with _opened(path, what) as file:
         length = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size
     # Checked before the library sees it, which would allocate what a damaged header asks for.
     if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-        raise ValueError(f"backbone file {path} has damaged or truncated weights: its header cannot be read")
+        raise ValueError(f"{what} {path} has damaged or truncated weights: its header cannot be read")
     try:
-        with safe_open(path, framework="pt") as weights:
-            names = weights.keys()
-            slices = {name: weights.get_slice(name) for name in names}
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            for name, part in slices.items():
-                if part.get_dtype() not in _WEIGHT_TYPES:
-                    raise ValueError(
-                        f"backbone file {path} has {shown(name)} of type {part.get_dtype()}, where weights are "
-                        f"{', '.join(_WEIGHT_TYPES)}"
-                    )
-            return Header(shapes, dict(weights.metadata() or {}))
+        with safe_open(path, framework=framework) as tensors:
+            yield tensors
     except (SafetensorError, OSError, RuntimeError) as error:  # the last where the file cannot be mapped
-        raise ValueError(f"backbone file {path} has damaged or truncated weights: {error}") from error
+        raise ValueError(f"{what} {path} has damaged or truncated weights: {error}") from error
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, what: str) -> Iterator[BinaryIO]:
     """Open a regular file for reading: a FIFO or a device might never end."""
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError(f"backbone file {path} is no regular file")
+                raise ValueError(f"{what} {path} is no regular file")
             with open(descriptor, "rb", closefd=False) as file:
                 yield file
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:
-        raise ValueError(f"backbone file {path} is missing") from error
+        raise ValueError(f"{what} {path} is missing") from error
     except OSError as error:
-        raise ValueError(f"backbone file {path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{what} {path} cannot be read: {error.strerror}") from error
 
 
 class Fields:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +128,7 @@ def replacing(folder: Path, *, last: str = "") -> Iterator[Path]:
         try:
             mode = _mode_of_new_files(partial)
             yield partial
-            files = sorted(path for path in partial.rglob("*") if path.is_file())
-            for path in files:
-                with path.open("r+b") as file:
-                    os.fsync(file.fileno())
-                if stat.S_IMODE(path.stat().st_mode) != mode:  # safetensors makes files that only their owner reads
-                    path.chmod(mode)
+            files = _on_disk(partial, mode)
             (folder / last).unlink(missing_ok=True) if last else None
             for path in sorted(files, key=lambda path: path.name == last):
                 target = folder / path.relative_to(partial)
@@ -141,6 +138,111 @@ def replacing(folder: Path, *, last: str = "") -> Iterator[Path]:
             remove(partial)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{folder} cannot be written to: {reason(error)}") from error
+
+
+@contextmanager
+def replacing_whole(folder: Path) -> Iterator[Path]:
+    """Write a folder beside another one, whose place it takes when all of it is on the disk.
+
+    A killed call leaves the former folder or the new one. What else it leaves are hidden folders beside it, which the
+    next call for the same folder removes. Calls for folders of one parent wait for each other, where the system can
+    lock a folder (not on Windows).
+
+    Parameters
+    ----------
+    folder : Path
+        Without links. It need not exist. All that is in it goes.
+
+    Returns
+    -------
+    context manager
+        Of the path of the new folder, empty. Nothing happens to the former one where the block raises.
+
+    Raises
+    ------
+    OSError
+        Where something cannot be written, for instance for want of space.
+    """
+    from safetensors import SafetensorError
+
+    mark = secrets.token_hex(4)
+    new, old = (folder.with_name(f".{folder.name}.skdiec-{kind}-{mark}") for kind in ("new", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_writer(folder.parent):
+            put_back(folder)
+            for path in _left_beside(folder, "new|old"):
+                remove(path)
+            new.mkdir()
+            try:
+                mode = _mode_of_new_files(new)
+                yield new
+                _on_disk(new, mode)
+                if folder.exists():
+                    shutil.copymode(folder, new)  # what only its owner could read stays so
+                    folder.rename(old)
+                    # Killed here, there is no folder: see `put_back`.
+                    try:
+                        new.rename(folder)
+                    except BaseException:
+                        old.rename(folder)
+                        raise
+                    old.rename(new)  # a name from which nothing is put back: it is half a folder soon
+                else:
+                    new.rename(folder)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{folder} cannot be written to: {reason(error.__cause__ or error)}") from error
+
+
+def put_back(folder: Path) -> None:
+    """Give a folder its name again, where `replacing_whole` was killed between taking it away and giving it to another.
+
+    Parameters
+    ----------
+    folder : Path
+        Nothing is done where there is one.
+    """
+    if not os.path.lexists(folder):
+        for path in _left_beside(folder, "old")[:1]:
+            path.rename(folder)
+
+
+def _left_beside(folder: Path, kinds: str) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.skdiec-({kinds})-[0-9a-f]{{8}}")
+    try:
+        return sorted(path for path in folder.parent.iterdir() if pattern.fullmatch(path.name))
+    except OSError:  # a folder whose files may be read, but not listed
+        return []
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Wait until no other call holds a folder, then hold it. A killed process holds nothing."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _on_disk(folder: Path, mode: int) -> list[Path]:
+    """Have the system write all files of a folder, and give them a mode; return their paths, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+        if stat.S_IMODE(path.stat().st_mode) != mode:  # safetensors makes files that only their owner reads
+            path.chmod(mode)
+    return files
 
 
 def remove(path: Path) -> None:
