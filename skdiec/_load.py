@@ -50,9 +50,8 @@ def load(
     >>> from sklearn.datasets import load_digits
     >>> import skdiec
     >>> X = load_digits().data[:60]
-    >>> model = skdiec.DiffusionEmbeddedClustering(
-    ...     n_clusters=3, layer="mid_block", timestep=50, pooling=1, backbone=skdiec.Pretraining(epochs=2), random_state=0
-    ... ).fit(X)
+    >>> cheap = skdiec.Pretraining(epochs=2)
+    >>> model = skdiec.DiffusionEmbeddedClustering(3, backbone=cheap, layer="mid_block", timestep=50).fit(X)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     model.save(folder)
     ...     loaded = skdiec.load(folder)
