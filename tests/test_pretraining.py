@@ -244,6 +244,7 @@ def test_record_tells_settings_losses_and_cost(steps):
     recipe = train(learning_rate=0.01, layers_per_block=2, ema_decay=0.5, random_state=7).recipe
     assert recipe["settings"] == {
         "epochs": 4,
+        "max_minutes": None,
         "batch_size": 8,
         "learning_rate": 0.01,
         "channels": [8],
@@ -853,6 +854,36 @@ def test_training_that_report_ends_goes_on_in_its_folder(tmp_path):
     assert resumed.fingerprint() == whole.fingerprint()
 
 
+@pytest.mark.parametrize(("max_minutes", "n_steps"), [(0.1, 6), (np.float64(0.05), 3), (1e-9, 1), (5, STEPS)])
+def test_time_ends_the_training_with_its_schedule_at_the_end(max_minutes, n_steps, clock, monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def watched(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    told = []
+    backbone = train(max_minutes=max_minutes, report=lambda done, total, loss: told.append((done, total)))
+    assert backbone.recipe["steps"] == len(rates) == n_steps
+    assert told[-1] == (n_steps, n_steps)
+    if n_steps == 6:  # after s seconds, half a step more than s steps would be: the later of the two shares
+        shares = [max(seconds / 6, (seconds + 0.5) / STEPS) for seconds in range(6)]
+        expected = [0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95)) if share > 0.05 else share / 0.05
+                    for share in shares]  # fmt: skip
+        np.testing.assert_allclose(rates, 2e-3 * np.array(expected), rtol=1e-6)
+
+
+def test_training_whose_time_is_up_is_finished(tmp_path, clock):
+    first = train(folder=tmp_path, max_minutes=0.1)
+    assert first.recipe["steps"] == 6
+    assert result(train(folder=tmp_path, max_minutes=0.1)) == result(first)
+    assert not (tmp_path / "training.safetensors").exists()
+    with pytest.raises(ValueError, match=r"with other settings \(max_minutes\)"):
+        train(folder=tmp_path)
+
+
 def test_report_that_cannot_be_called_is_told_of():
     with pytest.raises(ValueError, match="report must be a callable or None; got 3"):
         train(epochs=1, report=3)
@@ -862,7 +893,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
     tested = {
         *("X", "folder", "image_shape", "channel_axis", "value_range", "epochs", "batch_size", "learning_rate"),
         *("channels", "layers_per_block", "patch_size", "ema_decay", "precision", "device", "checkpoint_seconds"),
-        *("max_timestep", "dtype"),
+        *("max_timestep", "dtype", "max_minutes"),
         *("random_state", "verbose", "report"),
     }
     assert set(inspect.signature(pretrain).parameters) == tested

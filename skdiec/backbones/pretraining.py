@@ -54,6 +54,8 @@ class Pretraining(BaseEstimator):
         `backbone_`.
     epochs : int, default=None
         Passes over the images; see `skdiec.pretrain` for None.
+    max_minutes : float, default=None
+        Minutes of training at most; see `skdiec.pretrain`.
     batch_size : int, default=64
         Images per training step.
     learning_rate : float, default=2e-3
@@ -94,6 +96,7 @@ class Pretraining(BaseEstimator):
         folder: str | os.PathLike | None = None,
         *,
         epochs: int | None = None,
+        max_minutes: float | None = None,
         batch_size: int = 64,
         learning_rate: float = 2e-3,
         channels: Sequence[int] | None = None,
@@ -108,6 +111,7 @@ class Pretraining(BaseEstimator):
     ) -> None:
         self.folder = folder
         self.epochs = epochs
+        self.max_minutes = max_minutes
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.channels = channels
@@ -129,6 +133,7 @@ def pretrain(
     channel_axis: int | None = None,
     value_range: Sequence[float] | None = None,
     epochs: int | None = None,
+    max_minutes: float | None = None,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     channels: Sequence[int] | None = None,
@@ -168,6 +173,9 @@ def pretrain(
     epochs : int, default=None
         Passes over X. None is as many as show the network about 400,000 images, but at least 8 and at most 40. Fewer
         than 4,000 images are passed over until 160,000 are shown, which takes minutes.
+    max_minutes : float, default=None
+        Minutes of training at most. The schedule of the learning rate is shortened to them, so that the training ends
+        as a whole one does. How far it comes, and so its weights, depend on the machine. None sets no limit.
     batch_size : int, default=64
         Images per training step.
     learning_rate : float, default=2e-3
@@ -242,6 +250,7 @@ def pretrain(
     settings = resolve_settings(
         source,
         epochs=epochs,
+        max_minutes=max_minutes,
         batch_size=batch_size,
         learning_rate=learning_rate,
         channels=channels,
@@ -397,6 +406,7 @@ def _progress_bar(report: Report | None, *, is_shown: bool) -> Iterator[Report |
             nonlocal bar
             if bar is None:
                 bar = stack.enter_context(tqdm(desc="pretraining", unit="step", total=total, initial=done - 1))
+            bar.total = total  # which is a guess where time is limited
             bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             bar.update()
             return report is not None and bool(report(done, total, loss))

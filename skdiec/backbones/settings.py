@@ -40,6 +40,7 @@ class Settings:
     """All that the trained weights depend on, apart from the images."""
 
     epochs: int
+    max_minutes: float | None
     batch_size: int
     learning_rate: float
     channels: tuple[int, ...]
@@ -56,6 +57,7 @@ def resolve_settings(
     source: ImageSource,
     *,
     epochs: int | None,
+    max_minutes: float | None,
     batch_size: int,
     learning_rate: float,
     channels: Sequence[int] | None,
@@ -74,9 +76,9 @@ def resolve_settings(
     ----------
     source : ImageSource
         Only its shape and length are used.
-    epochs, batch_size, learning_rate, channels, layers_per_block, patch_size, max_timestep, ema_decay, precision
+    epochs, max_minutes, batch_size, learning_rate, channels, layers_per_block, patch_size, max_timestep, ema_decay
         As in `pretrain`.
-    dtype, device, random_state
+    precision, dtype, device, random_state
         As in `pretrain`.
 
     Returns
@@ -114,7 +116,10 @@ def resolve_settings(
         epochs = max(8, min(40, round(400_000 / len(source))), round(_LEAST_SHOWN / len(source)))
     if isinstance(precision, str) and precision == "auto":
         precision = "bf16" if has_native_bf16(device) else "fp32"
+    if max_minutes is not None:
+        max_minutes = as_real(max_minutes, "max_minutes", "a number above 0, or None", lambda x: x > 0)
     settings = Settings(
+        max_minutes=max_minutes,
         epochs=_count(epochs, "epochs", _MAX_COUNT // steps_per_epoch),
         batch_size=batch_size,
         learning_rate=as_real(learning_rate, "learning_rate", "a number above 0 and at most 1", lambda x: 0 < x <= 1),

@@ -77,16 +77,16 @@ class Trainer:
         network.train()
         started = saved = time.monotonic()
         before = self.seconds
-        while self.step < self.total_steps and not self.is_stopped:
+        while self._progress(self.step) < 1 and not self.is_stopped:
             self._take_step()
             now = time.monotonic()
             self.seconds = before + now - started
+            progress = self._progress(self.step)
             if report is not None:
-                self.is_stopped = bool(
-                    report(self.step, self.total_steps, self.losses[-1] if self.losses else math.nan)
-                )
+                in_all = max(self.step, min(self.total_steps, round(self.step / progress)))
+                self.is_stopped = bool(report(self.step, in_all, self.losses[-1] if self.losses else math.nan))
             # The last one lets a kill while the pipeline is written cost nothing.
-            is_due = now - saved > checkpoint_seconds or self.step == self.total_steps or self.is_stopped
+            is_due = now - saved > checkpoint_seconds or progress >= 1 or self.is_stopped
             if folder is not None and is_due:
                 self.save(folder, request)
                 saved = time.monotonic()
@@ -108,6 +108,11 @@ class Trainer:
         )
         return self.backbone
 
+    def _progress(self, step: float) -> float:
+        """Return the share of the steps, or of the time where that is higher, that is gone after so many steps."""
+        limit = 60 * self.settings.max_minutes if self.settings.max_minutes is not None else math.inf
+        return max(step / self.total_steps, self.seconds / limit)
+
     def _take_step(self) -> None:
         settings = self.settings
         epoch, batch = divmod(self.step, self.steps_per_epoch)
@@ -121,7 +126,7 @@ class Trainer:
         loss = self._loss_and_gradients(x0, noise, timesteps)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule((self.step + 0.5) / self.total_steps)
+            group["lr"] = settings.learning_rate * _schedule(min(1.0, self._progress(self.step + 0.5)))
         self.optimizer.step()
         self.average.step(self.parameters)
         loss = float(loss)

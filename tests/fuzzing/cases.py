@@ -176,6 +176,7 @@ OWN = {
     "backbone_learning_rate": _words("1e-4 1.0 1e20 1e38 1e-30 np.float32(1e-3)"),
     "tol": _words("0 0.5 1 2 np.float32(0.1)"),
     "update_interval": _words("1 2 100 np.int64(2)"),
+    "n_snapshots": _words("0 1 3 1000 np.int64(2)"),
     "memory": _words(
         "tmp/'cache' str(tmp/'cache') None joblib.Memory(None) joblib.Memory(str(tmp/'cache'),verbose=0) '\\0'",
         "'a'*5000 str(tmp/('a'*300)) '/dev/null' '/dev/null/x' '/proc/nonsense' '' '.'",
@@ -202,6 +203,7 @@ OWN_OF_PRETRAIN = {
         "'/dev/null/x' '/proc/nonsense' '' '.' pretrained(True) pretrained(False)",
     ),
     "epochs": _words("1 2 np.int64(1)"),
+    "max_minutes": _words("None 1e-6 1 1e300 np.float32(0.1) np.int64(1) '1'"),
     "batch_size": _words("1 5 16 1000 np.int64(5)"),
     "learning_rate": _words("1e-3 1.0 1e10 1e38 1e308 1e-30 np.float32(1e-3)"),
     "channels": _words(

@@ -96,7 +96,7 @@ def _works() -> dict[str, Callable[[Path], Any]]:
     images = np.random.default_rng(0).integers(0, 256, (24, 4, 4), dtype=np.uint8)
     images[:12] //= 4
     # Two steps an epoch, each with a checkpoint.
-    training = {"channels": (8,), "epochs": 2, "batch_size": 12, "checkpoint_seconds": 0, "device": "cpu"}
+    training = {"channels": (8,), "epochs": 2, "batch_size": 12, "checkpoint_seconds": 0}
 
     def train(folder: Path) -> Any:
         backbone = pretrain(images, folder, random_state=0, **training)
@@ -110,7 +110,7 @@ def _works() -> dict[str, Callable[[Path], Any]]:
             pooling=1,
             n_init=2,
             max_epochs=3,
-            backbone=Pretraining(folder=folder and keeping == "folder" and str(folder), **training),
+            backbone=Pretraining(str(folder) if folder and keeping == "folder" else None, **training),
             device="cpu",
             random_state=0,
             memory=str(folder) if folder and keeping == "memory" else None,
