@@ -91,7 +91,7 @@ def test_killed_runs_end_with_the_same_weights_and_labels():
     script = """
 from dataclasses import asdict
 from kills import cases
-found = [{**asdict(case), "text": str(case)} for case in cases(16, seed=1838)]
+found = [{**asdict(case), "text": str(case)} for case in cases(16, seed=1839)]
 """
     # Every kind of kill is among the first of this seed.
     found = answer(script)
