@@ -42,6 +42,7 @@ SETTINGS = {
     "channels": (8,),
     "epochs": 4,
     "batch_size": 8,
+    "learning_rate": 2e-3,
     "precision": "fp32",
     "device": "cpu",
     "random_state": 0,
@@ -445,7 +446,7 @@ def test_one_image_of_one_pixel_can_be_trained_on(channels):
 
 
 @pytest.mark.parametrize(
-    ("n_images", "epochs"), [(20, 8000), (1000, 160), (4000, 40), (8000, 40), (20_000, 20), (400_000, 8)]
+    ("n_images", "epochs"), [(20, 4000), (1000, 80), (9298, 9), (30_000, 3), (40_000, 2), (400_000, 2)]
 )
 def test_default_epochs_follow_the_number_of_images(n_images, epochs):
     class Many:
@@ -457,8 +458,8 @@ def test_default_epochs_follow_the_number_of_images(n_images, epochs):
     names = set(inspect.signature(resolve_settings).parameters) - {"source"}
     defaults = {name: inspect.signature(pretrain).parameters[name].default for name in names}
     found = resolve_settings(Many(), **defaults)
-    assert (found.epochs, found.batch_size) == (epochs, 64)
-    assert (found.learning_rate, found.ema_decay) == (2e-3, 0.999)
+    assert (found.epochs, found.batch_size) == (epochs, 16)
+    assert (found.learning_rate, found.ema_decay) == (1e-3, 0.999)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 NUM_TRAIN_TIMESTEPS = 1000
 """Timesteps of the noise schedule."""
 
-_LEAST_SHOWN = 160_000
-"""Images that a training shows the network at least, each of them as often as need be."""
+_SHOWN = 80_000
+"""Images that a training shows the network by default, each of them as often as need be."""
+
+_LEAST_EPOCHS = 2
+"""Passes over many images, at least."""
 
 # Far above what anybody trains; below what overflows, or fills the memory before it can be told of.
 _MAX_COUNT = 2**31 - 1
@@ -113,7 +116,7 @@ def resolve_settings(
     steps_per_epoch = math.ceil(len(source) / batch_size)
     if epochs is None:
         # What counts is the number of steps: few images are shown as often as it takes.
-        epochs = max(8, min(40, round(400_000 / len(source))), round(_LEAST_SHOWN / len(source)))
+        epochs = max(_LEAST_EPOCHS, round(_SHOWN / len(source)))
     if isinstance(precision, str) and precision == "auto":
         precision = "bf16" if has_native_bf16(device) else "fp32"
     if max_minutes is not None:

@@ -18,6 +18,7 @@ import re
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +72,7 @@ def cases(n_kills: int, seed: int = 0) -> Iterator[Case]:
         undisturbed = {what: _undisturbed(work, root / what) for what, work in works.items()}
         points = [(what, *point) for what, found in undisturbed.items() for point in _points(found)]
         draw.shuffle(points)
+        points = _each_kind_first(points, undisturbed)
         for index, (what, *first) in enumerate(itertools.cycle(points)):
             if n_kills <= 0:
                 return
@@ -136,6 +138,18 @@ def _points(undisturbed: Run) -> list[tuple[int, bool]]:
     """Return where a run can be killed: before each of its calls, and in the middle of each write."""
     calls = enumerate(undisturbed.calls)
     return [(index, half) for index, call in calls for half in ((False, True) if call.name == "write" else (False,))]
+
+
+def _each_kind_first(points: list[tuple[str, int, bool]], undisturbed: dict[str, Run]) -> list[tuple[str, int, bool]]:
+    """Return the points so ordered that the first ones are of many kinds: calls, files, runs, half or not."""
+    seen: Counter[tuple[str, str, bool]] = Counter()
+    rounds = {}
+    for what, index, half in points:
+        call = undisturbed[what].calls[index]
+        kind = (call.name, Path(call.paths[-1]).name if call.name == "write" else what, half)
+        rounds[what, index, half] = (seen[kind], call.name != "write")
+        seen[kind] += 1
+    return sorted(points, key=lambda point: rounds[point])
 
 
 def _kill(call: Call, half: bool) -> Kill:
