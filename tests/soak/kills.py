@@ -146,8 +146,8 @@ def _each_kind_first(points: list[tuple[str, int, bool]], undisturbed: dict[str,
     rounds = {}
     for what, index, half in points:
         call = undisturbed[what].calls[index]
-        kind = (call.name, Path(call.paths[-1]).name if call.name == "write" else what, half)
-        rounds[what, index, half] = (seen[kind], call.name != "write")
+        kind = (call.name, _lasting(Path(call.paths[-1]).name) if call.name in ("write", "rename") else what, half)
+        rounds[what, index, half] = (seen[kind], call.name not in ("write", "rename"))
         seen[kind] += 1
     return sorted(points, key=lambda point: rounds[point])
 
