@@ -171,7 +171,7 @@ def pretrain(
     image_shape, channel_axis, value_range
         See `DiffusionEmbeddedClustering`.
     epochs : int, default=None
-        Passes over X. None is as many as show the network 80,000 images, which takes minutes, but at least 2. Images
+        Passes over X. None is as many as show the network 80,000 images, which takes minutes, but at least 8. Images
         that are harder to tell apart than digits and faces, such as photos, need more.
     max_minutes : float, default=None
         Minutes of training at most. The schedule of the learning rate is shortened to them, so that the training ends

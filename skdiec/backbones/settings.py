@@ -26,7 +26,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 _SHOWN = 80_000
 """Images that a training shows the network by default, each of them as often as need be."""
 
-_LEAST_EPOCHS = 2
+_LEAST_EPOCHS = 8
 """Passes over many images, at least."""
 
 # Far above what anybody trains; below what overflows, or fills the memory before it can be told of.
