@@ -445,9 +445,7 @@ def test_one_image_of_one_pixel_can_be_trained_on(channels):
     assert backbone.predict(x0, torch.tensor([0])).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("n_images", "epochs"), [(20, 4000), (1000, 80), (9298, 9), (10_001, 8), (400_000, 8)]
-)
+@pytest.mark.parametrize(("n_images", "epochs"), [(20, 4000), (1000, 80), (9298, 9), (10_001, 8), (400_000, 8)])
 def test_default_epochs_follow_the_number_of_images(n_images, epochs):
     class Many:
         shape = (1, 4, 4)
