@@ -91,13 +91,13 @@ def test_killed_runs_end_with_the_same_weights_and_labels():
     script = """
 from dataclasses import asdict
 from kills import cases
-found = [{**asdict(case), "text": str(case)} for case in cases(36, seed=1839)]
+found = [{**asdict(case), "text": str(case)} for case in cases(100, seed=1839)]
 """
     # Every kind of kill is among the first of this seed.
     found = answer(script)
     kills = [kill for case in found for kill in case["kills"]]
     assert [case["text"] for case in found if case["outcome"] != "same"] == []
-    assert len(kills) >= 36
+    assert len(kills) >= 100
     expected = {"pretrain(folder=)", "fit(backbone=Pretraining(folder=))", "fit(memory=)"}
     assert {case["what"] for case in found} == expected
     assert {kill["call"] for kill in kills} >= {"mkdir", "openat", "write", "rename", "unlink"}
