@@ -27,7 +27,7 @@ def main() -> None:
     model = DiffusionEmbeddedClustering(
         n_clusters=10,
         value_range=(0, 16),
-        backbone=Pretraining(epochs=25),  # fewer than the default's 89, to be quick
+        backbone=Pretraining(epochs=15),  # fewer than the default's 45, to be quick
         random_state=arguments.seed,
         verbose=not arguments.quiet,
     )

@@ -203,6 +203,7 @@ OWN_OF_PRETRAIN = {
         "'/dev/null/x' '/proc/nonsense' '' '.' pretrained(True) pretrained(False)",
     ),
     "epochs": _words("1 2 np.int64(1)"),
+    "report": _words("None (lambda*a:False) (lambda*a:True) (lambda*a:a[0]==2) 3 'report' np.zeros(3)"),
     "max_minutes": _words("None 1e-6 1 1e300 np.float32(0.1) np.int64(1) '1'"),
     "batch_size": _words("1 5 16 1000 np.int64(5)"),
     "learning_rate": _words("1e-3 1.0 1e10 1e38 1e308 1e-30 np.float32(1e-3)"),
@@ -541,6 +542,7 @@ def pretrain_case(choose):
     parameters = {name: _value(choose, name, OWN_OF_PRETRAIN) for name in names}
     if choose([False, True]):
         return Case("pretrain", choose(PLAIN_X), parameters, False)
+    parameters.pop("report", None)
     of_fit = {name: parameters.pop(name) for name in list(parameters) if name in OWN}
     settings = ", ".join(f"{name!r}: {expression}" for name, expression in parameters.items())
     backbone = f"Pretraining(**{{**QUICK_PRETRAIN, {settings}}})"
