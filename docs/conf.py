@@ -1,5 +1,7 @@
 """How sphinx builds the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
 
+import re
+
 from skdiec import __version__
 
 project = "skdiec"
@@ -35,3 +37,13 @@ templates_path = ["templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = "skdiec"
 html_theme_options = {"show_prev_next": True, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+
+
+def escape_names(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep names such as n_components_ in shapes from being read as references."""
+    lines[:] = [re.sub(r"(?<![`\w])(\w+)_(?=[,)])", r"\1\\_", line) for line in lines]
+
+
+def setup(app: object) -> None:
+    """Connect what sphinx calls."""
+    app.connect("autodoc-process-docstring", escape_names, priority=900)  # after numpydoc
