@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+__all__ = ["DATASETS", "ImageDataset", "load_dataset"]
+
 FOLDER_VARIABLE = "SKDIEC_DATA"
 """Environment variable that names the folder with data sets, where none is given."""
 

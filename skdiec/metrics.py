@@ -11,6 +11,8 @@ from sklearn.metrics import adjusted_rand_score, make_scorer, normalized_mutual_
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_consistent_length, column_or_1d
 
+__all__ = ["ClusteringReport", "accuracy_scorer", "clustering_accuracy", "clustering_report"]
+
 
 @dataclass(frozen=True)
 class ClusteringReport:

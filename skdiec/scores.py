@@ -10,6 +10,8 @@ from scipy import sparse
 
 from skdiec.graph import leading_eigenpairs
 
+__all__ = ["balanced_cut", "modularity", "normalized_cut", "relative_cut", "scott_score"]
+
 
 def scott_score(X: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-6) -> float:
     r"""Compute the Scott score of a partition, higher for better separated clusters.

@@ -1,0 +1,49 @@
+"""How sphinx builds the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
+
+import re
+
+from skdiec import __version__
+
+project = "skdiec"
+author = copyright = "The skdiec developers"
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.json", "gallery/*.zip"]
+
+default_role = "literal"  # docstrings name parameters and attributes in single backticks
+autosummary_generate = True
+autodoc_typehints = "none"  # numpydoc's sections have the types
+numpydoc_show_class_members = False  # methods are listed by the template of classes
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "ignore_pattern": "quickstart",  # a script with options, no lesson; the first page shows it
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+}
+
+templates_path = ["templates"]
+html_theme = "pydata_sphinx_theme"
+html_title = "skdiec"
+html_theme_options = {"show_prev_next": True, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+
+
+def escape_names(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep names such as n_components_ in shapes from being read as references."""
+    lines[:] = [re.sub(r"(?<![`\w])(\w+)_(?=[,)])", r"\1\\_", line) for line in lines]
+
+
+def setup(app: object) -> None:
+    """Connect what sphinx calls."""
+    app.connect("autodoc-process-docstring", escape_names, priority=900)  # after numpydoc
