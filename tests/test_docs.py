@@ -1,0 +1,87 @@
+"""What the documentation says of the public names, parameters and warnings, and where its links lead."""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import skdiec
+from skdiec import DiffusionEmbeddedClustering
+
+ROOT = Path(skdiec.__file__).parents[1]
+DOCS = ROOT / "docs"
+MODULES = ("datasets", "metrics", "plotting", "scores")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+NAMES = [
+    *((skdiec, name) for name in skdiec.__all__ if name not in (*MODULES, "__version__")),
+    *((module, name) for module in (importlib.import_module(f"skdiec.{name}") for name in MODULES)
+      for name in module.__all__),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES, ids=lambda value: getattr(value, "__name__", value))
+def test_public_names_are_explained_and_in_the_reference(module, name):
+    assert re.search(rf"^   {name}$", (DOCS / "api.rst").read_text(), re.MULTILINE)
+    item = getattr(module, name)
+    if not callable(item):
+        return
+    text = inspect.getdoc(item)
+    takes = [one for one in inspect.signature(item).parameters if one not in ("args", "kwargs")]
+    assert "Parameters\n---" in text or "Attributes\n---" in text or not takes
+    assert ">>> " in text, "an example that runs"
+
+
+def test_every_parameter_has_its_default_and_the_reason_for_it():
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| (.+?) \|", (DOCS / "defaults.md").read_text(), re.MULTILINE)
+    parameters = inspect.signature(DiffusionEmbeddedClustering).parameters
+    assert {name: default for name, default, _ in rows} == {
+        name: repr(parameter.default) for name, parameter in parameters.items()
+    }
+    assert all(reason.strip() for _, _, reason in rows)
+
+
+def warnings_of(path):
+    """The constant text of each warning in a module, in parts."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("warn", "warnings.warn") and node.args:
+            message = node.args[0]
+            parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+            yield [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+
+
+def test_every_warning_is_explained():
+    page = (DOCS / "warnings.md").read_text()
+    phrases = re.findall(r'^\| "(.+?)" \|', page, re.MULTILINE)
+    found = [parts for path in sorted((ROOT / "skdiec").rglob("*.py")) for parts in warnings_of(path) if parts]
+    assert len(found) >= 10
+    unexplained = [parts for parts in found if not any(phrase in part for phrase in phrases for part in parts)]
+    assert unexplained == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if path.startswith(("http://", "https://")) or path.startswith("gallery/"):
+            continue
+        other = page if not path else (page.parent / path)
+        assert other.exists(), target
+        if anchor and other.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, target
+
+
+def test_readme_is_short():
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    prose = re.sub(r"<!-- results.*?end -->", "", text, flags=re.DOTALL)
+    assert len(prose.split()) < 500
+    assert max(map(len, prose.splitlines())) <= 120
+
+
+def test_ci_runs_the_command_of_the_readme():
+    command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
+    assert command in (ROOT / "README.md").read_text()
