@@ -5,7 +5,8 @@ import re
 from skdiec import __version__
 
 project = "skdiec"
-author = copyright = "The skdiec developers"
+author = "The skdiec developers"
+copyright = author  # noqa: A001 - the name that sphinx looks for
 version = release = __version__
 
 extensions = [

@@ -53,6 +53,12 @@ class ImageDataset:
         Classes, from 0.
     origin : str
         Where the images come from, and what was done to them.
+
+    Examples
+    --------
+    >>> digits = load_dataset("digits")
+    >>> digits.name, digits.images.shape, digits.images.dtype.name
+    ('digits', (1797, 8, 8), 'uint8')
     """
 
     name: str

@@ -82,6 +82,18 @@ def load_backbone(backbone: str | os.PathLike | Any) -> PixelBackbone:
     -----
     UserWarning
         Where a network has no noise schedule beside it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from skdiec import pretrain
+    >>> images = np.random.default_rng(0).integers(0, 256, (32, 4, 4), dtype=np.uint8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trained = pretrain(images, folder, epochs=1, random_state=0)
+    ...     backbone = load_backbone(folder)
+    >>> backbone.image_shape, backbone.fingerprint() == trained.fingerprint()
+    ((1, 4, 4), True)
     """
     if isinstance(backbone, PixelBackbone):
         return backbone
