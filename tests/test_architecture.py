@@ -135,7 +135,7 @@ def test_rooms_use_lower_floors_only(module):
     if name in LEAVES:
         allowed = {*FLOORS, *LEAVES, "_version", "skdiec"} if name in ("__main__", "cli") else {*FLOORS, "_version"}
     elif name == "skdiec":
-        allowed = {"_estimator", "_version", "backbones"}
+        allowed = {"_estimator", "_load", "_version", "backbones"}
     elif name == "_version":
         allowed = set()
     else:
@@ -153,6 +153,12 @@ def test_rooms_use_their_libraries_only(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_heavy_libraries_are_imported_when_used(module):
     assert libraries_used_by(at_import(MODULES[module])) & WHEN_USED == set()
+
+
+def test_importing_the_package_imports_nothing_else():
+    """What takes seconds comes with the first name that is used, and the command line speaks before that."""
+    tree = at_import(MODULES["skdiec"])
+    assert set(imported(tree)) - set(sys.stdlib_module_names) == {"skdiec._version"}
 
 
 def test_only_backbones_uses_diffusers():
