@@ -188,7 +188,8 @@ class DiffusionEmbeddedClustering(
           by far, it is one of merged clusters (`skdiec.partition.initial_partition`).
         - ``"k-means++"`` is the paper's k-means on the features.
         - One dimension: labels, the cluster of each image from 0 to n_clusters - 1, each cluster with an image. So a
-          partition that was corrected by hand can be trained on.
+          partition that was corrected by hand can be trained on. Images of -1, whose cluster is not known, go to the
+          nearest mean of the others.
         - Two dimensions: centres in the space of the projected features, where the embedding starts. Rows go to the
           nearest one.
 
@@ -570,7 +571,8 @@ class DiffusionEmbeddedClustering(
 
         with stages.stage("backbone", _PRETRAINING_STEPS if setup.pretraining is not None else 0) as steps:
             extractor = self._get_backbone(setup, steps)
-        with stages.stage("search", None) as steps:
+        n_passes = len(setup.timesteps) * self.search_draws if self.search == "grid" else None
+        with stages.stage("search", n_passes) as steps:
             search = self._search(extractor, setup, steps)
         self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
         self.search_result_, self.layers_, self.timesteps_ = search, search.layers, search.timesteps
