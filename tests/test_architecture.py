@@ -17,7 +17,7 @@ FLOORS = {
     "backbones": 1,
     "partition": 1,
     "scores": 1,
-    **dict.fromkeys(["features", "saving", "search", "training"], 2),
+    **dict.fromkeys(["features", "sampling", "saving", "search", "training"], 2),
     **dict.fromkeys(["_parameters", "initialization", "state"], 3),
     "_estimator": 4,
 }
@@ -44,6 +44,7 @@ LIBRARIES = {
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
     "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
     "report": {"PIL", "matplotlib", "numpy"},
+    "sampling": {"numpy", "torch"},
     "saving": {"huggingface_hub", "numpy", "safetensors", "torch"},
     "scores": {"numpy", "scipy"},
     "search": {"numpy", "scipy", "sklearn"},

@@ -5,14 +5,17 @@ from skdiec.backbones.guard import check_share_explained
 from skdiec.backbones.loading import load_backbone
 from skdiec.backbones.pixel import PixelBackbone
 from skdiec.backbones.pretraining import Pretraining, pretrain, untrained_backbone
+from skdiec.backbones.sampler import check_can_sample, make_sampler
 
 __all__ = [
     "PixelBackbone",
     "Pretraining",
+    "check_can_sample",
     "check_share_explained",
     "default_device",
     "is_emulated",
     "load_backbone",
+    "make_sampler",
     "pretrain",
     "untrained_backbone",
 ]

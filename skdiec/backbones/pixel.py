@@ -153,6 +153,22 @@ class PixelBackbone:
             images = F.pad(images, (left, extra_width - left, top, extra_height - top), mode="replicate")
         return F.pixel_unshuffle(images, self.patch_size) if self.patch_size > 1 else images
 
+    def restore(self, x0: Tensor) -> Tensor:
+        """Undo `prepare`, for images of the backbone's own shape.
+
+        Parameters
+        ----------
+        x0 : Tensor of shape (n, *input_shape)
+
+        Returns
+        -------
+        Tensor of shape (n, *image_shape)
+        """
+        images = F.pixel_shuffle(x0, self.patch_size)
+        _, height, width = self.image_shape
+        top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+        return images[:, :, top : top + height, left : left + width]
+
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Draw x_t of the forward process, x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise.
 
