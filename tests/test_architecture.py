@@ -21,7 +21,7 @@ FLOORS = {
     **dict.fromkeys(["_parameters", "initialization", "state"], 3),
     "_estimator": 4,
 }
-LEAVES = {"__main__", "_load", "cli", "datasets", "plotting", "report"}
+LEAVES = {"__main__", "_load", "cli", "datasets", "naming", "plotting", "report"}
 LIBRARIES = {
     "__main__": set(),
     "_callbacks": {"sklearn"},
@@ -41,6 +41,7 @@ LIBRARIES = {
     "initialization": {"numpy", "scipy.sparse", "sklearn"},
     "messages": set(),
     "metrics": {"numpy", "scipy", "sklearn"},
+    "naming": {"PIL", "numpy", "sklearn"},
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
     "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
     "report": {"PIL", "matplotlib", "numpy"},
@@ -193,11 +194,12 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "pretrain",
         "datasets",
         "metrics",
+        "naming",
         "plotting",
         "scores",
     }
     assert dir(skdiec) == sorted(skdiec.__all__)
-    for name in ("datasets", "metrics", "plotting", "scores"):
+    for name in ("datasets", "metrics", "naming", "plotting", "scores"):
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018
