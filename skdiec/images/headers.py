@@ -57,14 +57,12 @@ def read_headers(paths: Sequence[Path], report: Report | None = None) -> tuple[d
     return kinds, problems
 
 
-def of_other_depth(kinds: Mapping[int, ImageKind], deep: bool | None = None) -> dict[int, str]:
-    """Return the images that cannot be read beside the others, since nothing tells how their values compare.
+def of_other_depth(kinds: Mapping[int, ImageKind]) -> dict[int, str]:
+    """Return the images that are deeper than most, or less deep: nothing tells how their values compare.
 
     Parameters
     ----------
     kinds : mapping of int to ImageKind
-    deep : bool, default=None
-        Whether images of more than 8 bits are wanted. None is what most of the images are.
 
     Returns
     -------
@@ -78,8 +76,7 @@ def of_other_depth(kinds: Mapping[int, ImageKind], deep: bool | None = None) -> 
     {1: 'it has more than 8 bits (uint16), and the others have 8: convert it'}
     """
     is_deep = {row: kind.dtype != np.uint8 for row, kind in kinds.items()}
-    if deep is None:
-        deep = 2 * sum(is_deep.values()) > len(is_deep)
+    deep = 2 * sum(is_deep.values()) > len(is_deep)
     message = (
         "it has 8 bits, and the others have more: convert it"
         if deep
