@@ -31,7 +31,7 @@ LIBRARIES = {
     "_version": set(),
     "activations": {"torch"},
     "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "safetensors", "sklearn", "torch", "tqdm"},
-    "cli": {"typer"},
+    "cli": {"PIL", "numpy", "pyarrow", "sklearn", "torch", "tqdm", "typer"},
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},
@@ -56,7 +56,17 @@ LIBRARIES = {
 }
 """What each room may import besides the standard library and skdiec, anywhere in it."""
 
-WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "safetensors", "tqdm", "umap"}
+WHEN_USED = {
+    "diffusers",
+    "filelock",
+    "huggingface_hub",
+    "matplotlib",
+    "pyarrow",
+    "pynndescent",
+    "safetensors",
+    "tqdm",
+    "umap",
+}
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
 
 FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"__main__", "cli"}

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from skdiec.cli.console import Console, shown_path
+from skdiec.cli.console import Console, Report, shown_path
 
 MANIFEST_FILE = ".skdiec-files.json"
 """What was written to a folder, and how large and how old each file was then."""
@@ -128,7 +128,7 @@ class OutputFolder:
         from skdiec.backbones.folders import replacing
 
         for name in files:
-            self._keep_changed(name)
+            self.keep_changed(name)
         with replacing(self.path) as partial:
             for name, content in files.items():
                 (partial / name).write_bytes(content)
@@ -144,15 +144,31 @@ class OutputFolder:
         self._written |= {name: _state(self.path / name) for name in names}
         self._save()
 
-    def _keep_changed(self, name: str) -> None:
+    def keep_changed(self, name: str) -> None:
+        """Give a file another name, where people have changed it.
+
+        Parameters
+        ----------
+        name : str
+        """
         path = self.path / name
         if os.path.lexists(path) and _state(path) != self._written.get(name):
-            kept = next(_other_names(path))
-            path.rename(kept)
-            self._console.warn(f"{shown_path(path)} was changed since it was written: it is kept as {kept.name}")
+            self.set_aside(name)
 
-    def lay_out(self, groups: Mapping[str, Sequence[Path]], *, copy: bool) -> None:
-        """Copy or link files into one folder for each group, after the former ones are gone.
+    def set_aside(self, name: str) -> None:
+        """Give a file or folder another name, and say so.
+
+        Parameters
+        ----------
+        name : str
+        """
+        path = self.path / name
+        kept = next(_other_names(path))
+        path.rename(kept)
+        self._console.warn(f"{shown_path(path)} was changed since it was written: it is kept as {kept.name}")
+
+    def lay_out(self, groups: Mapping[str, Sequence[Path]], *, copy: bool, report: Report | None = None) -> None:
+        """Copy or link files into one folder for each group.
 
         Parameters
         ----------
@@ -160,8 +176,10 @@ class OutputFolder:
             By the folder's name.
         copy : bool
             Else they are linked.
+        report : callable, default=None
+            Called as ``report(done, total)``.
         """
-        self.clear_layout()
+        n_done, total = 0, sum(map(len, groups.values()))
         try:
             for name, paths in groups.items():
                 folder = self.path / CLUSTERS_FOLDER / name
@@ -172,6 +190,9 @@ class OutputFolder:
                     taken.add(target.name.casefold())
                     _copy(path, target) if copy else target.symlink_to(os.path.abspath(path))
                     self._written[f"{CLUSTERS_FOLDER}/{name}/{target.name}"] = _state(target)
+                    n_done += 1
+                    if report is not None:
+                        report(n_done, total)
         finally:
             self._save()
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,62 +193,69 @@ def check_names(names: Mapping[int, str], n_clusters: int, path: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
 class StartingLabels:
     """Clusters that people have given images, as far as they have.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n,), int32
+        Of the images, numbered from 0 in the order of what the file calls the clusters; -1 where they are not known.
+    n_clusters : int
+    names : dict of int to str
+        Of clusters, where the file has names.
+    n_missing : int
+        Images that the file does not name.
+    n_others : int
+        Images that only the file names.
+    """
+
+    labels: NDArray[np.int32]
+    n_clusters: int
+    names: dict[int, str]
+    n_missing: int
+    n_others: int
+
+
+def read_labels(path: Path, names: Sequence[str]) -> StartingLabels:
+    """Read the clusters of images from a file that people have edited.
 
     Parameters
     ----------
     path : Path
-        A CSV file with the columns path and cluster, or path and label. An empty one, or -1, is a cluster that is not
+        A CSV file with the columns path and cluster, or path and label. An empty cluster, or -1, is one that is not
         known. The column name, where there is one, names clusters.
+    names : sequence of str
+        Paths of the images, as the file has them.
 
-    Attributes
-    ----------
-    n_clusters : int
-    names : dict of int to str
-        Of clusters, numbered from 0 in the order of what the file calls them.
+    Returns
+    -------
+    StartingLabels
+
+    Raises
+    ------
+    ValueError
+        For another file, and one that gives none of the images a cluster.
     """
-
-    def __init__(self, path: Path) -> None:
-        rows = _read_csv(path, ["path"])
-        key = next((key for key in ("cluster", "label") if rows and key in rows[0]), None)
-        if key is None:
-            raise ValueError(f"{shown_path(path)} must have a column cluster or label")
-        given = {os.path.normpath(row["path"]): row for row in rows}
-        marks = {name: _mark(row[key]) for name, row in given.items()}
-        found = {mark for mark in marks.values() if mark not in ("", "-1")}
-        if not found:
-            raise ValueError(f"{shown_path(path)} gives no image a cluster")
-        are_numbers = all(mark.isdecimal() for mark in found)
-        order = sorted(found, key=int) if are_numbers else sorted(found)
-        number = {mark: cluster for cluster, mark in enumerate(order)}
-        self.n_clusters = len(order)
-        self.names = {} if are_numbers else dict(enumerate(order))
-        self._clusters = {name: number.get(mark, -1) for name, mark in marks.items()}
-        for name, row in given.items():
-            if self._clusters[name] >= 0 and row.get("name", "").strip():
-                self.names[self._clusters[name]] = row["name"].strip()
-
-    def of(self, names: Sequence[str]) -> tuple[NDArray[np.int32], int, int]:
-        """Return the labels of images.
-
-        Parameters
-        ----------
-        names : sequence of str
-            Their paths, as the file has them.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,), int32
-            -1 where they are not known.
-        n_missing : int
-            Images that the file does not name.
-        n_others : int
-            Images that only the file names.
-        """
-        labels = np.array([self._clusters.get(os.path.normpath(name), -1) for name in names], dtype=np.int32)
-        wanted = {os.path.normpath(name) for name in names}
-        return labels, len(wanted - self._clusters.keys()), len(self._clusters.keys() - wanted)
+    rows = _read_csv(path, ["path"])
+    key = next((key for key in ("cluster", "label") if rows and key in rows[0]), None)
+    if key is None:
+        raise ValueError(f"{shown_path(path)} must have a column cluster or label, and rows")
+    given = {os.path.normpath(row["path"]): row for row in rows}
+    wanted = [os.path.normpath(name) for name in names]
+    marks = {name: _mark(given[name][key]) for name in wanted if name in given}
+    called = {mark for mark in marks.values() if mark not in ("", "-1")}
+    if not called:
+        raise ValueError(f"{shown_path(path)} gives none of the images a cluster")
+    are_numbers = all(mark.isdecimal() for mark in called)
+    order = sorted(called, key=int) if are_numbers else sorted(called)
+    number = {mark: cluster for cluster, mark in enumerate(order)}
+    found = {} if are_numbers else dict(enumerate(order))
+    for name, mark in marks.items():
+        if mark in number and given[name].get("name", "").strip():
+            found[number[mark]] = given[name]["name"].strip()
+    labels = np.array([number.get(marks.get(name, ""), -1) for name in wanted], dtype=np.int32)
+    return StartingLabels(labels, len(order), found, len(set(wanted) - set(given)), len(set(given) - set(wanted)))
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
