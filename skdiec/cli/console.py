@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,33 +75,20 @@ class Console:
         context manager
             Of a function to be called as ``report(done, total)``.
         """
-        from tqdm import tqdm
+        if self.quiet:
+            yield lambda done, total: None
+        elif not sys.stderr.isatty():
+            yield _lines(text)
+        else:
+            from tqdm import tqdm
 
-        class Lines(tqdm):
-            """A line now and then, for files and pipes."""
+            with tqdm(desc=text, total=1, delay=QUIET_SECONDS, bar_format=_BAR, leave=False, file=sys.stderr) as bar:
 
-            @staticmethod
-            def status_printer(file: Any) -> Callable[[str], None]:
-                return lambda line: file.write(line + "\n") if line.strip() else None
+                def report(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
-        is_terminal = sys.stderr.isatty()
-        options = {} if is_terminal else {"mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS}
-        with (tqdm if is_terminal else Lines)(
-            desc=text,
-            total=1,
-            delay=QUIET_SECONDS,
-            bar_format=_BAR if is_terminal else _LINE,
-            disable=self.quiet,
-            leave=False,
-            file=sys.stderr,
-            **options,
-        ) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            yield report
+                yield report
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -301,6 +289,26 @@ class StageProgress:
         self._open = self._report = None
 
 
+def _lines(text: str) -> Report:
+    """Return what writes a line of progress now and then, for files and pipes."""
+    from tqdm import tqdm
+
+    started = told = time.monotonic()
+    began, first = started, 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal told, began, first
+        now = time.monotonic()
+        if now - started < QUIET_SECONDS:  # what was done by an earlier call says nothing of how long the rest takes
+            began, first = now, done
+        elif now - told >= LINE_SECONDS:
+            told = now
+            rate = (done - first) / (now - began)
+            _write(tqdm.format_meter(done, total, now - started, rate=rate or None, prefix=text, bar_format=_LINE))
+
+    return report
+
+
 def _is_stage(context: Any) -> bool:
     return context.parent is not None and context.parent.parent is None
 
@@ -320,7 +328,10 @@ def _plain(value: Any) -> Any:
 
 
 def _write(text: str) -> None:
+    if not sys.stderr.isatty():
+        typer.echo(printable(text), err=True)
+        return
     from tqdm import tqdm
 
-    with tqdm.external_write_mode(file=sys.stderr):
+    with tqdm.external_write_mode(file=sys.stderr):  # above the bar
         typer.echo(printable(text), err=True)

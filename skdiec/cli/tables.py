@@ -114,7 +114,7 @@ def csv_of(table: Table) -> bytes:
 
 
 def parquet_of(table: Table) -> bytes:
-    """Return a table as Parquet.
+    r"""Return a table as Parquet.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def parquet_of(table: Table) -> bytes:
     Returns
     -------
     bytes
-        Names of files that are not in UTF-8 have escapes such as ``\\xe9``, since Parquet has no other texts.
+        Names of files that are not in UTF-8 have escapes such as ``\xe9``, since Parquet has no other texts.
     """
     import pyarrow
     from pyarrow import parquet
