@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skdiec.cli.console import Console, shown_path
+from skdiec.images import checked_image_shape
 from skdiec.images.decoding import ImageKind, value_extent
 from skdiec.images.files import as_paths
 from skdiec.images.headers import decode_files, of_other_depth, read_headers, suggested_size
@@ -147,6 +148,7 @@ def read_images(
     if image_shape is None:
         image_shape = suggested_size(files.kinds.values())
         console.say(f"images are read at {image_shape[0]} x {image_shape[1]} pixels; --image-shape changes that")
+    checked_image_shape(image_shape, None if len(image_shape) == 2 else 1)
     problems = files.problems | of_other_depth(files.kinds)
     kinds = {row: kind for row, kind in files.kinds.items() if row not in problems}
     rows = list(kinds)
