@@ -110,7 +110,7 @@ def command(
     Parameters
     ----------
     quiet : bool, default=False
-    goes_on : callable, default=None
+    goes_on : callable
         Returns what to say of how to go on after Ctrl-C.
 
     Returns

@@ -52,7 +52,7 @@ def numbers(name: str, text: str | None, kind: type[int] | type[float] = int) ->
         Of the option, for the message.
     text : str or None
         With commas between.
-    kind : type, default=int
+    kind : {int, float}
 
     Returns
     -------

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from skdiec._estimator import DiffusionEmbeddedClustering
+    from skdiec.cli.reading import Files
 
 _BLOCK_IMAGES = 1024
 
@@ -48,11 +49,10 @@ def predict(
         console.say("loading the model")
         fitted = load_model(model)
         check_names(found, len(fitted.cluster_centers_), names)
-        stated = numbers("value-range", value_range, float)
-        images = read_images(
-            files, console, image_shape=fitted.image_shape_, value_range=stated or fitted_range(fitted)
-        )
-        embedding = embed(fitted, images.pixels, console, device=device, value_range=stated)
+        levels = file_range(fitted, files, numbers("value-range", value_range, float))
+        images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
+        fitted.set_params(channel_axis=1, image_shape=None, value_range=levels, device=device)
+        embedding = _embed(fitted, images.pixels, console)
         table = label_table(images, fitted, embedding, found)
         if out is not None:
             out.write_bytes(csv_of(table) if out.suffix == ".csv" else parquet_of(table))
@@ -64,49 +64,35 @@ def predict(
             show(f"{len(images.rows):,} images in {out}")
 
 
-def fitted_range(model: DiffusionEmbeddedClustering) -> tuple[float, float] | None:
+def file_range(
+    model: DiffusionEmbeddedClustering, files: Files, stated: tuple[float, ...] | None
+) -> tuple[float, ...] | None:
     """Return what black and white are in files for a model.
 
     Parameters
     ----------
     model : DiffusionEmbeddedClustering
+    files : Files
+    stated : tuple of float or None
+        What the user says they are.
 
     Returns
     -------
     tuple of float or None
-        None for one that was fitted on images of 8 bits.
+        Those of the images of the fit, if these had as many bits; else 0 and 255 for files of 8 bits. None for others,
+        which must be stated.
     """
-    return None if model.value_range_ == (0, 255) else model.value_range_
+    if stated is not None:
+        return stated
+    if files.are_deep == (model._format.kind != "uint8"):
+        return model.value_range_
+    return None if files.are_deep else (0.0, 255.0)
 
 
-def embed(
-    model: DiffusionEmbeddedClustering,
-    pixels: NDArray,
-    console: Console,
-    *,
-    device: str | None = None,
-    value_range: tuple[float, ...] | None = None,
-) -> NDArray:
-    """Embed the images of files, and show how far that is.
-
-    Parameters
-    ----------
-    model : DiffusionEmbeddedClustering
-        Loaded for this: its parameters are changed.
-    pixels : ndarray of shape (n, height, width) or (n, channels, height, width)
-    console : Console
-    device : str, default=None
-    value_range : tuple of float, default=None
-
-    Returns
-    -------
-    ndarray of shape (n, n_components_)
-    """
+def _embed(model: DiffusionEmbeddedClustering, pixels: NDArray, console: Console) -> NDArray:
+    """Embed images, and show how far that is."""
     import numpy as np
 
-    model.set_params(channel_axis=1, image_shape=None, device=device)
-    if value_range is not None:
-        model.set_params(value_range=value_range)
     console.say("embedding the images")
     blocks = []
     with console.bar("embedding the images") as report:

@@ -44,6 +44,12 @@ class Files:
     problems: dict[int, str]
 
     @property
+    def are_deep(self) -> bool:
+        """Whether most have more than 8 bits, which are those that are read."""
+        others = of_other_depth(self.kinds)
+        return any(kind.dtype != np.uint8 for row, kind in self.kinds.items() if row not in others)
+
+    @property
     def names(self) -> list[str]:
         """Paths relative to the root."""
         return [os.path.relpath(path, self.root) for path in self.paths]

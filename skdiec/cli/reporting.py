@@ -64,6 +64,7 @@ def report(
             raise ImportError("this version of skdiec has no reports")
         from skdiec.cli.models import load_model
         from skdiec.cli.output import check_new
+        from skdiec.cli.predicting import file_range
         from skdiec.cli.reading import find_files, read_images
         from skdiec.cli.tables import check_names, read_names
 
@@ -72,7 +73,8 @@ def report(
         files = find_files(folder, console)
         fitted = load_model(model)
         check_names(found, len(fitted.cluster_centers_), names)
-        images = read_images(files, console, image_shape=fitted.image_shape_, value_range=fitted.value_range_)
+        levels = file_range(fitted, files, None)
+        images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
         if len(images.rows) != len(fitted.labels_):
             raise ValueError(
                 f"{folder} must hold the {len(fitted.labels_)} images that the model was fitted on; it has "
