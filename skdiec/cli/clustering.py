@@ -69,9 +69,7 @@ def cluster(
 ) -> None:
     """Cluster the images of a folder: labels, a model and a summary of what was found."""
     started = time.monotonic()
-    place: list[Path] = []
-    with command(quiet, goes_on=lambda: goes_on(place[0])) as console:
-        place.append(out or default_output(folder))
+    with command(quiet, goes_on=lambda: goes_on(folder, out)) as console:
         request = Request(
             backbone,
             minutes,
@@ -85,11 +83,12 @@ def cluster(
             raise ValueError("--copy and --link exclude each other")
         layout = "copy" if copy else "link" if link else None
         n_clusters = None if labels is not None and k is None else number_of_clusters(k)
-        summary = _cluster(_Task(folder, place[0], n_clusters, labels, names, layout), request, started, console)
+        task = _Task(folder, out or default_output(folder), n_clusters, labels, names, layout)
+        summary = _cluster(task, request, started, console)
         if as_json:
             show_json(summary)
         else:
-            show(_in_words(summary, place[0]))
+            show(_in_words(summary, task.place))
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class _Task:
 
     folder: Path
     place: Path
-    n_clusters: int | None
+    n_clusters: int | str | None
     labels: Path | None
     names: Path | None
     layout: str | None
@@ -119,7 +118,8 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
             raise ValueError(f"-k is {n_clusters}, and {shown_path(task.labels)} has {start.n_clusters} clusters")
         n_clusters = start.n_clusters
         names = {**start.names, **names}
-    check_names(names, n_clusters, task.names)
+    if isinstance(n_clusters, int):
+        check_names(names, n_clusters, task.names)
     check_number(n_clusters, files)
     out = OutputFolder(task.place, console)
     out.check_free([LABELS_FILE, PARQUET_FILE, SUMMARY_FILE, MODEL_FOLDER, REPORT_FILE])
@@ -133,6 +133,10 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
     fitted = time.monotonic()
     seconds = {"reading": read - started, **model.fit_seconds_}
 
+    found = {cluster: name for cluster, name in names.items() if cluster < len(model.cluster_centers_)}
+    if len(found) < len(names):  # how many there are was left open
+        console.warn(f"{shown_path(task.names)} names clusters that were not found")
+        names = found
     table = _write(model, images, out, names, console)
     out.clear_layout()
     if task.layout is not None:

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
 """Time between two lines of progress, where standard error is no terminal."""
 
-_BAR = "{desc} {percentage:3.0f} % {bar} {n_fmt} of {total_fmt}, {remaining} left"
-_LINE = "{desc} {percentage:3.0f} %, {n_fmt} of {total_fmt}, {remaining} left"
+_BAR = "{desc} {percentage:3.0f} % {bar} {remaining} left"
+_LINE = "{desc}: {percentage:.0f} %, {remaining} left"
 
 Report = Callable[[int, int], object]
 
@@ -80,15 +80,8 @@ class Console:
         elif not sys.stderr.isatty():
             yield _lines(text)
         else:
-            from tqdm import tqdm
-
-            with tqdm(desc=text, total=1, delay=QUIET_SECONDS, bar_format=_BAR, leave=False, file=sys.stderr) as bar:
-
-                def report(done: int, total: int) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
-
-                yield report
+            with ExitStack() as stack:
+                yield _bar(text, stack)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -234,11 +227,14 @@ def duration(seconds: float) -> str:
 
     Examples
     --------
-    >>> duration(7.24), duration(129.9)
-    ('7 s', '2 min 9 s')
+    >>> duration(7.24), duration(129.9), duration(300)
+    ('7 s', '2 min 9 s', '5 min')
     """
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    parts = [f"{minutes} min"] if minutes else []
+    if rest or not minutes:
+        parts.append(f"{rest} s")
+    return " ".join(parts)
 
 
 class StageProgress:
@@ -272,7 +268,7 @@ class StageProgress:
         self._console.say(name)
         self._done = 0
         if context.max_subtasks:
-            self._open = self._console.bar(name)
+            self._open = self._console.bar(name.partition(",")[0])
             self._report = self._open.__enter__()
 
     def on_fit_task_end(self, estimator: Any, context: Any) -> None:
@@ -287,6 +283,22 @@ class StageProgress:
         if self._open is not None:
             self._open.__exit__(None, None, None)
         self._open = self._report = None
+
+
+def _bar(text: str, stack: ExitStack) -> Report:
+    """Return what moves a bar in a terminal, which ends with the stack."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None  # until it is known how much there is to do
+
+    def report(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            options = {"delay": QUIET_SECONDS, "bar_format": _BAR, "leave": False, "file": sys.stderr}
+            bar = stack.enter_context(tqdm(desc=text, total=total, **options))
+        bar.update(done - bar.n)
+
+    return report
 
 
 def _lines(text: str) -> Report:

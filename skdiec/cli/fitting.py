@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skdiec.cli.console import Console, StageProgress, command_line, duration, shown_path
-from skdiec.cli.output import WORK_FOLDER, OutputFolder
+from skdiec.cli.output import WORK_FOLDER, OutputFolder, default_output
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
@@ -19,7 +19,7 @@ _MAP_FILE = "images.npy"
 _STAGES = {
     "search": "searching the representation that clusters best",
     "features": "computing the features of all images",
-    "partition": "finding the initial partition (how long is not known)",
+    "partition": "finding the initial partition",
     "training": "training the head",
 }
 
@@ -49,20 +49,20 @@ class Request:
     device: str | None
 
 
-def check_number(n_clusters: int, files: Files) -> None:
+def check_number(n_clusters: int | str, files: Files) -> None:
     """Raise ValueError for more clusters than there are images.
 
     Parameters
     ----------
-    n_clusters : int
+    n_clusters : int or str
     files : Files
     """
     n_images = len(files.paths) - len(files.problems)
-    if n_images < max(2, n_clusters):
+    least = max(2, n_clusters) if isinstance(n_clusters, int) else 2
+    if n_images < least:
         broken = f" ({len(files.problems)} cannot be read)" if files.problems else ""
         raise ValueError(
-            f"{n_clusters} clusters need at least {max(2, n_clusters)} images; {shown_path(files.root)} has "
-            f"{n_images}{broken}"
+            f"{n_clusters} clusters need at least {least} images; {shown_path(files.root)} has {n_images}{broken}"
         )
 
 
@@ -93,7 +93,7 @@ def read_for_fit(request: Request, files: Files, out: OutputFolder, console: Con
 
 
 def fit(
-    request: Request, images: Images, n_clusters: int, out: OutputFolder, console: Console, **parameters: Any
+    request: Request, images: Images, n_clusters: int | str, out: OutputFolder, console: Console, **parameters: Any
 ) -> DiffusionEmbeddedClustering:
     """Fit an estimator, whose unfinished work is kept.
 
@@ -101,7 +101,7 @@ def fit(
     ----------
     request : Request
     images : Images
-    n_clusters : int
+    n_clusters : int or str
     out : OutputFolder
     console : Console
     **parameters
@@ -143,20 +143,23 @@ def fit(
             model.set_params(verbose=not console.quiet).fit(images.pixels)
     # Where the work was kept, and how the array of the images was laid out, is nobody's business later.
     model.set_params(memory=None, channel_axis=None, verbose=False)
-    model.files_ = images.paths
+    model.files_ = [path.absolute() for path in images.paths]
     return model
 
 
-def goes_on(out: Path) -> str:
+def goes_on(folder: Path, out: Path | None) -> str:
     """Return what to say after Ctrl-C.
 
     Parameters
     ----------
-    out : Path
+    folder : Path
+    out : Path or None
+        As the options have them.
 
     Returns
     -------
     str
     """
-    kept = f"what is done is kept in {shown_path(out / WORK_FOLDER)}; " if (out / WORK_FOLDER).exists() else ""
+    work = (out or default_output(folder)) / WORK_FOLDER
+    kept = f"what is done is kept in {shown_path(work)}; " if work.exists() else ""
     return f"{kept}go on with: {command_line()}"

@@ -72,8 +72,11 @@ def numbers(name: str, text: str | None, kind: type[int] | type[float] = int) ->
         raise ValueError(f"--{name} must be {word} with commas between; got {text!r}") from error
 
 
-def number_of_clusters(text: str | None) -> int:
-    """Return what ``-k`` says. This is the one place to change once the estimator takes ``n_clusters="auto"``.
+def number_of_clusters(text: str | None) -> int | str:
+    """Return what ``-k`` says.
+
+    This is the one place to change once the estimator takes ``n_clusters="auto"``: "auto" is to be returned where an
+    error is raised now. All that comes after takes it.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ def number_of_clusters(text: str | None) -> int:
 
     Returns
     -------
-    int
+    int or str
 
     Raises
     ------

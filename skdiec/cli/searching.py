@@ -49,18 +49,17 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Score the representations (layer, timestep, pooling), without training the head. skdiec cluster goes on here."""
-    place: list[Path] = []
-    with command(quiet, goes_on=lambda: goes_on(place[0])) as console:
-        place.append(out or default_output(folder))
+    with command(quiet, goes_on=lambda: goes_on(folder, out)) as console:
+        place = out or default_output(folder)
         shape, levels = numbers("image-shape", image_shape), numbers("value-range", value_range, float)
         request = Request(backbone, minutes, epochs, shape, levels, seed, device)
         n_clusters = number_of_clusters(k)
         from skdiec.cli.reading import find_files
         from skdiec.cli.tables import csv_of, rows_of
 
-        files = find_files(folder, console, leave_out=place[0])
+        files = find_files(folder, console, leave_out=place)
         check_number(n_clusters, files)
-        results = OutputFolder(place[0], console)
+        results = OutputFolder(place, console)
         results.check_free([SEARCH_FILE])
         images = read_for_fit(request, files, results, console)
         check_number(n_clusters, images.files)
@@ -71,7 +70,7 @@ def search(
         if as_json:
             show_json(rows)
         else:
-            show(_in_words(rows, model.search_result_.criterion, place[0] / SEARCH_FILE))
+            show(_in_words(rows, model.search_result_.criterion, place / SEARCH_FILE))
 
 
 def _score_table(result: SearchResult) -> dict[str, list[Any]]:
