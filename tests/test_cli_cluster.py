@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -576,3 +577,17 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(folder):
     assert json.loads(stdout) == json.loads((out / SUMMARY_FILE).read_text())
     assert "training the head\n" in stderr
     assert weights.stat().st_mtime_ns == before
+
+
+# The documentation
+
+
+def test_every_command_and_option_is_documented():
+    page = (Path(skdiec.__file__).parents[1] / "docs" / "command-line.md").read_text()
+    for name in ("cluster", "predict", "search", "report", "sample", "info", "pretrain"):
+        assert f"\n## skdiec {name}\n" in page
+        assert run(name, "--help").exit_code == 0
+    options = set(re.findall(r"--[a-z-]+", run("cluster", "--help").stdout)) - {"--help", "--clusters"}
+    assert len(options) > 12
+    assert [option for option in sorted(options) if option not in page] == []
+    assert run("--version").stdout == f"skdiec {skdiec.__version__}\n"
