@@ -151,6 +151,15 @@ def test_damaged_record_of_a_folder_is_told_of(tmp_path):
             OutputFolder(tmp_path, Console())
 
 
+def test_folder_that_cannot_be_made_is_told_of(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ValueError, match="out cannot be written to: Permission denied; --out says where results go"):
+        OutputFolder(tmp_path / "out", Console())
+
+
 def test_copies_that_fail_leave_nothing_behind(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a.png", "b.png")]
     for path in paths:
