@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 import skdiec
 from skdiec.cli import app
 from skdiec.cli.clustering import LABELS_FILE, PARQUET_FILE, SUMMARY_FILE
+from skdiec.cli.console import Console
+from skdiec.cli.reading import find_files, read_images
 from skdiec.sampling import sample_images
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="the command line writes Parquet")
@@ -278,6 +280,19 @@ def test_broken_files_are_listed_and_left_out(folder, backbone, tmp_path):
     found = parquet.read_table(out / PARQUET_FILE).to_pylist()
     assert found[[row["path"] for row in found].index("empty.jpg")]["cluster"] is None
     assert r"caf\xe9.png" in [row["path"] for row in found]
+
+
+def test_images_past_memory_are_mapped(folder, tmp_path, monkeypatch):
+    (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:-30])
+    files = find_files(folder, Console(quiet=True))
+    small = read_images(files, Console(quiet=True), map_file=tmp_path / "work" / "images.npy")
+    monkeypatch.setattr("skdiec.cli.reading.MAX_BYTES", 23 * 64)
+    large = read_images(files, Console(quiet=True), map_file=tmp_path / "work" / "images.npy")
+    assert [type(found.pixels) for found in (small, large)] == [np.ndarray, np.memmap]
+    assert_array_equal(large.pixels, small.pixels)
+    assert large.pixels.shape == (23, 8, 8)
+    assert list(large.files.problems) == [5]
+    assert_array_equal(small.rows, [row for row in range(24) if row != 5])
 
 
 def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):

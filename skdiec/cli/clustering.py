@@ -142,9 +142,8 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
     if task.layout is not None:
         folders = folder_names(len(model.cluster_centers_), names)
         groups: dict[str, list[Path]] = {name: [] for name in folders}
-        for cluster, path in zip(table["cluster"], images.files.paths, strict=True):
-            if cluster is not None:
-                groups[folders[cluster]].append(path)
+        for row, path in zip(images.rows, images.paths, strict=True):
+            groups[folders[table["cluster"][row]]].append(path)
         with console.bar(f"{task.layout}ing the images") as report:
             out.lay_out(groups, copy=task.layout == "copy", report=report)
     seconds |= {"writing": time.monotonic() - fitted, "total": time.monotonic() - started}

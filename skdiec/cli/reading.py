@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,7 +205,10 @@ def _room(shape: tuple[int, ...], dtype: np.dtype, map_file: Path | None) -> NDA
     if map_file is None or size <= MAX_BYTES:
         return np.empty(shape, dtype)
     map_file.parent.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(map_file, mode="w+", dtype=dtype, shape=shape)
+    room = np.lib.format.open_memmap(map_file, mode="w+", dtype=dtype, shape=shape)
+    with suppress(OSError):  # Windows removes no file that is in use
+        map_file.unlink()  # it goes when this process ends, however that is
+    return room
 
 
 def _tell_of(files: Files, problems: dict[int, str], console: Console) -> None:
