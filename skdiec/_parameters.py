@@ -291,7 +291,7 @@ def _check_init_values(init: ArrayLike, n_clusters: int) -> None:
         wrong = values[(values != np.floor(values)) | (values < -1) | (values >= n_clusters)]
         if len(wrong):
             raise ValueError(
-                f"init must have integers from 0 to n_clusters - 1 as labels, or -1 for not known; got {wrong[0]:g}"
+                f"init must have integers from 0 to n_clusters - 1 as labels, or -1 for unknown; got {wrong[0]:g}"
             )
         missing = np.setdiff1d(np.arange(n_clusters), values)
         if len(missing):

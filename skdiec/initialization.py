@@ -90,7 +90,7 @@ def initialize(
     graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
     stability = math.nan
     if not isinstance(init, str) and np.ndim(init) == 1:
-        labels = _completed(np.asarray(init, dtype=np.int32), h, n_clusters)
+        labels = _completed(np.asarray(init, dtype=np.int32), h)
     elif not isinstance(init, str):
         centers = np.asarray(init, dtype=np.float64)
         if centers.shape[1] != h.shape[1]:
@@ -109,12 +109,12 @@ def initialize(
     return Initialization(projection, h, graph, labels, stability)
 
 
-def _completed(labels: NDArray[np.int32], h: NDArray[np.float64], n_clusters: int) -> NDArray[np.int32]:
-    """Return labels in which each row of -1 has that of the nearest mean of the others."""
-    unknown = labels < 0
-    if not unknown.any():
+def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Give rows without a label, which is -1, that of the nearest mean of those with one."""
+    known = labels >= 0
+    if known.all():
         return labels
-    means = np.stack([h[labels == cluster].mean(axis=0) for cluster in range(n_clusters)])
+    means = np.stack([h[labels == cluster].mean(axis=0) for cluster in range(labels.max() + 1)])
     completed = labels.copy()
-    completed[unknown] = pairwise_distances_argmin(h[unknown], means)
+    completed[~known] = pairwise_distances_argmin(h[~known], means)
     return completed
