@@ -13,8 +13,8 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 FENCE = 3.0
-"""An image lies far from its cluster's centre beyond the upper quartile of the distances by so many times the distance
-of the quartiles: Tukey's outer fence."""
+"""An image lies far from its cluster's centre if it is further than the upper quartile of the distances by more than so
+many times the spread between the quartiles: Tukey's outer fence."""
 
 CLEAR = 2.0
 """An image is clearly in its cluster if that is at least so many times as likely as the next one."""
@@ -22,7 +22,7 @@ CLEAR = 2.0
 ALIKE_DISTANCE = 1.0
 """Near-duplicates are closer in the embedding than so many times the median distance of images to the nearest one."""
 
-ALIKE_PIXELS = 0.985
+ALIKE_PIXELS = 0.99
 """Correlation of the pixels of near-duplicates, both reduced to 16 x 16 grey values."""
 
 _BLOCK_ROWS = 8192

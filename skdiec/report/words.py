@@ -131,6 +131,36 @@ def advice_on(warnings: list[str]) -> list[Advice]:
     return found
 
 
+def lead(model: Any, n_far: int, n_alike: int) -> str:
+    """Say where the number of clusters comes from, and what is odd about the images.
+
+    Parameters
+    ----------
+    model : DiffusionEmbeddedClustering
+        Fitted.
+    n_far : int
+        Images that fit nowhere.
+    n_alike : int
+        Images with a near-duplicate.
+
+    Returns
+    -------
+    str
+    """
+    found, asked = len(np.unique(model.labels_)), model.n_clusters
+    if isinstance(asked, str):
+        said = ["The fit has found this number itself; the tree below has every other one."]
+    elif found == asked:
+        said = ["As many as were asked for; the tree below has every other number."]
+    else:
+        said = [f"{asked:,} were asked for, but too few images differ."]
+    if n_far:
+        said.append("One image fits nowhere." if n_far == 1 else f"{n_far:,} images fit nowhere.")
+    if n_alike:
+        said.append(f"{n_alike:,} images have a near-duplicate.")
+    return " ".join(said)
+
+
 def figures(model: Any, membership: Membership) -> list[Figure]:
     """Say how sure a clustering is.
 
@@ -166,7 +196,7 @@ def _clearness(model: Any, membership: Membership) -> Figure:
     )
     return Figure(
         "Clear images",
-        f"{clear:.0%}",
+        f"{100 * clear:.0f} %",
         grade,
         verdict,
         f"Images whose cluster is at least {CLEAR:g} times as likely as the next one. The mean probability is "

@@ -37,7 +37,7 @@ from skdiec.report.thumbnails import (
     sketch,
     thumbnail_source,
 )
-from skdiec.report.words import advice_on, figures
+from skdiec.report.words import advice_on, figures, lead
 
 logger = logging.getLogger(__name__)
 
@@ -269,11 +269,9 @@ def _filled(model: DiffusionEmbeddedClustering, members: Membership, data: dict[
         title=data["title"],
         n=data["n"],
         found=len(np.unique(model.labels_)),
-        asked=model.n_clusters,
+        lead=lead(model, data["far"]["count"], data["alike"]["images"]),
         figures=figures(model, members),
         advice=advice_on(model.warnings_),
-        far=data["far"]["count"],
-        alike=data["alike"],
         stages=[(name, seconds) for name, seconds in model.fit_seconds_.items()],
         parameters=_parameters(model),
         facts=_facts(model),
@@ -382,7 +380,10 @@ def _search(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
         "poolings": list(result.poolings),
         "best": [result.layers.index(best.layer), result.timesteps.index(best.timestep), result.poolings.index(best.pooling)],
         "criterion": result.criterion,
-        "scores": {name: _numbers(scores) for name, scores in result.scores.items()},
+        "rounds": [
+            {"images": stage.n_images, "scores": {name: _numbers(scores) for name, scores in stage.scores.items()}}
+            for stage in result.stages
+        ],
     }  # fmt: skip
 
 
@@ -415,13 +416,13 @@ def _parameters(model: DiffusionEmbeddedClustering) -> list[tuple[str, str, bool
 
 def _facts(model: DiffusionEmbeddedClustering) -> list[tuple[str, str]]:
     channels, height, width = model.image_shape_
-    shares = [value for value in model.share_explained_.values() if np.isfinite(value)]
+    shares = [f"{100 * x:.0f} % at timestep {t}" for t, x in model.share_explained_.items() if np.isfinite(x)]
     return [
         ("images", f"{len(model.labels_):,}, read as {width} x {height}, {'grey' if channels == 1 else 'colour'}"),
         ("representation", f"{model.layer_}, timestep {model.timestep_}, pooling {model.pooling_}"),
         ("embedding", f"{model.n_components_} dimensions"),
         ("epochs of training", str(model.n_iter_)),
-        *([("the backbone explains", f"{min(shares):.0%} to {max(shares):.0%} of its task")] if shares else []),
+        ("denoising explained", ", ".join(shares) or "unknown"),
     ]
 
 

@@ -12,17 +12,20 @@ function viridis(share) {
 }
 
 function showHeat() {
-  const search = DATA.search, pooling = Number($("pooling").value), scores = search.scores[$("score").value];
+  const search = DATA.search, pooling = Number($("pooling").value), round = Number($("round").value);
+  const scores = search.rounds[round].scores[$("score").value], isLast = round === search.rounds.length - 1;
   const values = scores.map((row) => row.map((cell) => cell[pooling]));
   const known = values.flat().filter((value) => value !== null);
   const low = Math.min(...known), high = Math.max(...known);
+  $("low").textContent = known.length ? low.toPrecision(3) : "";
+  $("high").textContent = known.length ? high.toPrecision(3) : "none scored";
   const head = make("tr", {}, make("th", { scope: "col", textContent: "layer \\ timestep" }),
     ...search.timesteps.map((timestep) => make("th", { scope: "col", textContent: timestep })));
   const body = search.layers.map((layer, i) => make("tr", {}, make("th", { scope: "row", textContent: layer }), ...search.timesteps.map((timestep, j) => {
     const value = values[i][j];
     if (value === null) return make("td", { className: "none", textContent: "–", title: "not scored" });
     const color = viridis(high > low ? (value - low) / (high - low) : 0.5);
-    const isBest = search.best[0] === i && search.best[1] === j && search.best[2] === pooling;
+    const isBest = isLast && search.best[0] === i && search.best[1] === j && search.best[2] === pooling;
     const cell = make("td", { textContent: (isBest ? "★ " : "") + value.toPrecision(3), title: `${layer}, timestep ${timestep}: ${value}` });
     if (isBest) { cell.className = "best"; cell.append(make("span", { className: "hidden", textContent: " chosen" })); }
     cell.style.backgroundColor = `rgb(${color})`;
@@ -30,7 +33,6 @@ function showHeat() {
     return cell;
   })));
   $("heat").replaceChildren(make("caption", { className: "hidden", textContent: "Scores; higher is better" }), make("thead", {}, head), make("tbody", {}, ...body));
-  $("scale").title = `${low} to ${high}`;
 }
 
 function lightness(value) {
@@ -39,19 +41,23 @@ function lightness(value) {
 
 function showSearch() {
   const search = DATA.search;
-  $("score").replaceChildren(...Object.keys(search.scores).map((name) => (
+  $("score").replaceChildren(...Object.keys(search.rounds[0].scores).map((name) => (
     make("option", { value: name, textContent: SCORES[name] ?? name.replaceAll("_", " "), selected: name === search.criterion }))));
   $("pooling").replaceChildren(...search.poolings.map((pooling, place) => (
     make("option", { value: place, textContent: `${pooling} x ${pooling}`, selected: place === search.best[2] }))));
+  $("rounds").hidden = search.rounds.length < 2;
+  $("round").replaceChildren(...search.rounds.map(({ images }, place) => (
+    make("option", { value: place, textContent: `${place + 1}, on ${counted(images, "image", "images")}`, selected: place === search.rounds.length - 1 }))));
   $("scale").style.background = `linear-gradient(90deg, ${VIRIDIS.map((color) => `rgb(${color})`)})`;
   $("score").addEventListener("change", showHeat);
   $("pooling").addEventListener("change", showHeat);
+  $("round").addEventListener("change", showHeat);
   showHeat();
 }
 
 const TERMS = {
   loss: ["Loss", "all terms, weighted"], kl: ["L KL", "clustering"], graph: ["L graph", "neighbours"], entropy: ["L ent", "sizes of clusters"],
-  denoising: ["L Re", "denoising"], changed: ["Changed cluster", "share of the images"],
+  denoising: ["L Re", "denoising"], changed: ["Changed", "of the images"],
 };
 
 function showCurves() {

@@ -87,9 +87,9 @@ function cardOf(group) {
     make("h4", { textContent: "Typical" }), typical,
     make("h4", { textContent: "Borderline" }), borderline,
     make("div", { className: "buttons" },
-      make("button", { type: "button", textContent: "All images", onclick: () => openAll(group) }),
+      make("button", { type: "button", textContent: "All", title: "All images of this cluster", onclick: () => openAll(group) }),
       splits, others,
-      make("button", { type: "button", textContent: "On the map", onclick: () => showOnMap(group) })));
+      make("button", { type: "button", textContent: "Map", title: "Show on the map", onclick: () => showOnMap(group) })));
   const update = () => {
     const wrong = group.rows.filter((row) => state.wrong.has(row));
     card.setAttribute("aria-label", titleOf(group));
@@ -263,13 +263,14 @@ addEventListener("scroll", hideTip, { passive: true });
 
 function showOdd() {
   const { count, rows } = DATA.far;
-  $("far-note").textContent = count
-    ? `${counted(count, "image lies", "images lie")} far from the nearest centre: beyond the upper quartile of its cluster by three times the `
-      + `distance of the quartiles.${count > rows.length ? ` The furthest ${rows.length} are shown.` : ""}`
-    : "No image lies far from the nearest centre: none is beyond the upper quartile of its cluster by three times the distance of the quartiles.";
+  const fence = "further than the upper quartile of its cluster by more than three times the spread between the quartiles";
+  $("far-note").textContent = (count
+    ? `${counted(count, "image", "images")} far from the nearest centre: ${fence}.`
+    : `No image lies far from the nearest centre: none is ${fence}.`)
+    + (count > rows.length ? ` The furthest ${rows.length} are shown.` : "");
   fillStrip($("far"), rows, "Images that fit nowhere");
   const alike = DATA.alike;
-  const rule = "closer in the embedding than images mostly are to their nearest one, with pixels that correlate by more than 0.985 at 16 x 16";
+  const rule = "closer in the embedding than images mostly are to their nearest one, with pixels that correlate by more than 0.99 at 16 x 16";
   $("alike-note").textContent = alike.count
     ? `${counted(alike.count, "group", "groups")} of near-duplicates, ${counted(alike.images, "image", "images")} in all: ${rule}.`
       + (alike.count > alike.groups.length ? ` The largest ${alike.groups.length} groups are shown.` : "")
