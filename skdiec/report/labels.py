@@ -20,7 +20,7 @@ _COLUMNS = ("path", "cluster")
 def read_labels(
     path: str | os.PathLike, X: str | os.PathLike | Sequence[str | os.PathLike] | None = None
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Read the labels that "Download labels" in a report has saved, for the parameter `init` of another fit.
+    r"""Read the labels that "Download labels" in a report has saved, for the parameter `init` of another fit.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def read_labels(
     >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     table = Path(folder) / "labels.csv"
-    ...     _ = table.write_text("path,cluster,name\\na.png,0,cats\\nb.png,,\\nc.png,1,dogs\\n")
+    ...     _ = table.write_text("path,cluster,name\na.png,0,cats\nb.png,,\nc.png,1,dogs\n")
     ...     read_labels(table)
     (array([ 0, -1,  1], dtype=int32), ('cats', 'dogs'))
     """

@@ -112,7 +112,9 @@ def thumbnail_source(source: ImageSource, max_pixels: float) -> tuple[ImageSourc
     size = (max(1, round(scale * height)), max(1, round(scale * width)))
     if isinstance(source, FileImages):
         source = FileImages(
-            source.paths, ImageFormat((channels, *size), source.format.value_range, kind=source.format.kind), source.dtype
+            source.paths,
+            ImageFormat((channels, *size), source.format.value_range, kind=source.format.kind),
+            source.dtype,
         )
     return source, size
 

@@ -50,6 +50,7 @@ class Advice:
     Attributes
     ----------
     text, meaning, action : str
+        The latter two are empty for a warning of another library.
     """
 
     text: str
@@ -58,57 +59,50 @@ class Advice:
 
 
 WARNINGS = {
-    "the backbone denoises these images worse than a straight line does": Advice(
-        "",
+    "the backbone denoises these images worse than a straight line does": (
         "Backbone and images do not fit. share_explained_ is below zero.",
-        "Train longer if it was trained here. Else check value_range, the noise schedule, and that the model knows such "
-        "images.",
+        "Train longer if it was trained here. Else check value_range, the noise schedule, and that the model knows "
+        "such images.",
     ),
-    "has no noise schedule beside it": Advice(
-        "",
+    "has no noise schedule beside it": (
         "The model came alone. A plain DDPM schedule is taken.",
         "Nothing, if that is how it was trained. Else pass diffusers.DDPMPipeline(unet, scheduler).",
     ),
-    "is many times slower than 'fp32' on this": Advice(
-        "", "The device has no instructions for precision.", 'Use precision="fp32".'
+    "is many times slower than 'fp32' on this": (
+        "The device has no instructions for precision.",
+        'Use precision="fp32".',
     ),
-    "images are read. Left out:": Advice(
-        "",
+    "images are read. Left out:": (
         "A folder held files that may be images but were not read. The warning counts them.",
         "Mend or move them, or pass a list of files. Input says what is left out.",
     ),
-    "only the first page or frame is read of": Advice(
-        "",
+    "only the first page or frame is read of": (
         "Some files have several pages or frames.",
         "Nothing, if the first one is meant. Else save each page as a file.",
     ),
-    "the clusters are hardly better than those of noise": Advice(
-        "",
+    "the clusters are hardly better than those of noise": (
         "cut_over_noise_ is above 0.9. There may be no clusters, or the features do not show them.",
         "Train the backbone longer, or on more such images. Else believe it.",
     ),
-    "clusters have images": Advice(
-        "",
+    "clusters have images": (
         "Fewer than n_clusters clusters were found: too few images differ.",
         "Lower n_clusters, or look for duplicates.",
     ),
-    "training collapsed": Advice(
-        "",
+    "training collapsed": (
         "Clusters were emptied, or one took most images. The best epoch is kept.",
         "Raise gamma or lower alpha.",
     ),
-    "training diverged in epoch": Advice(
-        "",
+    "training diverged in epoch": (
         "The loss became infinite or not a number. The best epoch is kept.",
         "Lower learning_rate.",
     ),
-    "generative drift": Advice(
-        "",
+    "generative drift": (
         "With train_backbone, the denoising loss rose.",
         "Lower alpha or backbone_learning_rate, or raise denoising_weight.",
     ),
 }
-"""What docs/warnings.md says of the warnings that `fit` gives, by the words that they have in common."""
+"""What the warnings that `fit` gives mean, and what to do, by the words that they have in common: as docs/warnings.md
+says."""
 
 
 def advice_on(warnings: list[str]) -> list[Advice]:
@@ -126,8 +120,8 @@ def advice_on(warnings: list[str]) -> list[Advice]:
     """
     found = []
     for text in dict.fromkeys(warnings):
-        known = next((advice for words, advice in WARNINGS.items() if words in text), Advice(""))
-        found.append(Advice(text, known.meaning, known.action))
+        known = next((said for words, said in WARNINGS.items() if words in text), ("", ""))
+        found.append(Advice(text, *known))
     return found
 
 

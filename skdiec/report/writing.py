@@ -6,8 +6,6 @@ import base64
 import contextlib
 import hashlib
 import importlib.metadata
-import json
-import logging
 import os
 import platform
 import secrets
@@ -17,39 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from skdiec._estimator import DiffusionEmbeddedClustering
 from skdiec._version import __version__
 from skdiec.images import FileImages, ImageSource
 from skdiec.messages import shown
-from skdiec.report.findings import Membership, alike_images, far_images, membership
-from skdiec.report.maps import draw_map, project_epochs
+from skdiec.report.content import Content, as_base64, as_json, gather
 from skdiec.report.paths import short_names
-from skdiec.report.thumbnails import (
-    MAX_SIDE,
-    MIN_PIXELS,
-    PIXELS,
-    SKETCH_SIDE,
-    Sheets,
-    images_of,
-    sketch,
-    thumbnail_source,
-)
 from skdiec.report.words import advice_on, figures, lead
-
-logger = logging.getLogger(__name__)
 
 MAX_NAME = 120
 """Characters of a cluster's name, and of the title."""
 
-_TYPICAL = 16  # images of each kind that a sheet shows at first
-_SHARP_PIXELS = 96 * 96
-_MAX_SHARP = 4000
-_MAX_FAR = 120
-_MAX_GROUPS = 60
-_MAX_OF_GROUP = 24
 _SCRIPTS = ("data.js", "partition.js", "sheets.js", "tree.js", "map.js", "charts.js", "app.js")
 _LIBRARIES = ("torch", "diffusers", "scikit-learn", "numpy", "pillow")
 
@@ -142,8 +121,8 @@ def write_report(
         raise ValueError(f"X must be the {n_samples} images of fit; got {len(source)}")
     image_names = _image_names(paths, X, source, n_samples)
     title = _checked_title(title, X)
-    content = _render(model, source, image_names, checked_names, title)
-    _write(target, content)
+    content = gather(model, source, image_names, checked_names, title)
+    _write(target, _filled(model, content))
     return target
 
 
@@ -203,55 +182,7 @@ def _checked_title(title: str | None, X: Any) -> str:
     return title[:MAX_NAME] or "Clusters"
 
 
-def _render(
-    model: DiffusionEmbeddedClustering,
-    source: ImageSource,
-    image_names: Sequence[str] | None,
-    cluster_names: Sequence[str],
-    title: str,
-) -> str:
-    logger.info("report: who belongs where")
-    members = membership(model)
-    far, relative = far_images(model)
-    logger.info("report: map of %s images", f"{len(source):,}")
-    places = draw_map(model.embedding_)
-    logger.info("report: thumbnails")
-    levels, sketches = _thumbnails(model, source, members, far[:_MAX_FAR])
-    logger.info("report: near-duplicates")
-    alike = alike_images(model.embedding_, model.labels_, model.fine_labels_, sketches)
-    data = {
-        "title": title,
-        "n": len(source),
-        "clusters": len(model.cluster_centers_),
-        "names": list(cluster_names),
-        "paths": image_names,
-        "tree": {
-            "merges": [[int(one), int(other), _rounded(height)] for one, other, height, _ in model.linkage_],
-            "clusters": _clusters_of_leaves(model).tolist(),
-        },
-        "leaf": _packed(model.fine_labels_, "u2" if len(model.linkage_) < 2**16 else "u4"),
-        "rivals": _packed(members.clusters, "u2" if len(model.cluster_centers_) <= 2**16 else "u4"),
-        "shares": _packed(np.rint(members.shares * 65535), "u2"),
-        "part": _packed(members.parts[:, 1], "u2" if len(model.linkage_) < 2**16 else "u4"),
-        "partShares": _packed(np.rint(members.part_shares * 65535), "u2"),
-        "distance": _packed(np.rint(np.minimum(relative, 255) * 256), "u2"),
-        "map": _packed_places(places),
-        "epochs": _epochs(model, places),
-        "levels": [_described(level) for level in levels],
-        "far": {"count": len(far), "rows": far[:_MAX_FAR].tolist()},
-        "alike": {
-            "count": len(alike),
-            "images": int(sum(map(len, alike))),
-            "groups": [[len(rows), rows[:_MAX_OF_GROUP].tolist()] for rows in alike[:_MAX_GROUPS]],
-        },
-        "search": _search(model),
-        "history": _history(model),
-    }
-    data["id"] = hashlib.sha256(_json(data).encode()).hexdigest()[:16]
-    return _filled(model, members, data, levels)
-
-
-def _filled(model: DiffusionEmbeddedClustering, members: Membership, data: dict[str, Any], levels: list[Sheets]) -> str:
+def _filled(model: DiffusionEmbeddedClustering, content: Content) -> str:
     """Fill the template."""
     import jinja2
 
@@ -266,142 +197,28 @@ def _filled(model: DiffusionEmbeddedClustering, members: Membership, data: dict[
     script = '(() => {\n"use strict";\n' + "".join((assets / name).read_text("utf-8") for name in _SCRIPTS) + "})();\n"
     style = (assets / "report.css").read_text("utf-8")
     return environment.get_template("report.html").render(
-        title=data["title"],
-        n=data["n"],
+        title=content.data["title"],
+        n=content.data["n"],
         found=len(np.unique(model.labels_)),
-        lead=lead(model, data["far"]["count"], data["alike"]["images"]),
-        figures=figures(model, members),
+        lead=lead(model, content.n_far, content.n_alike),
+        figures=figures(model, content.members),
         advice=advice_on(model.warnings_),
         stages=[(name, seconds) for name, seconds in model.fit_seconds_.items()],
         parameters=_parameters(model),
         facts=_facts(model),
         versions=_versions(),
         version=__version__,
-        data=jinja2.utils.markupsafe.Markup(_json(data)),
-        style=jinja2.utils.markupsafe.Markup(style),
-        script=jinja2.utils.markupsafe.Markup(script),
+        data=as_json(content.data),
+        style=style,
+        script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
         sheets=[
-            (f"sheet-{level}-{number}", _base64(picture))
-            for level, sheets in enumerate(levels)
+            (f"sheet-{level}-{number}", as_base64(picture))
+            for level, sheets in enumerate(content.levels)
             for number, picture in enumerate(sheets.pictures)
         ],
     )
-
-
-def _thumbnails(
-    model: DiffusionEmbeddedClustering, source: ImageSource, members: Membership, far: NDArray[np.integer]
-) -> tuple[list[Sheets], NDArray[np.uint8]]:
-    """Draw thumbnails of all images, sharper ones of those that sheets show first, and the sketches of all."""
-    n = len(source)
-    small, size = thumbnail_source(source, max(MIN_PIXELS, min(MAX_SIDE**2, PIXELS / n)))
-    small = small.in_memory()
-    most = PIXELS // (size[0] * size[1])
-    rows = None if n <= most else np.sort(np.random.default_rng(0).choice(n, most, replace=False))
-    is_drawn = np.ones(n, dtype=bool) if rows is None else np.isin(np.arange(n), rows)
-    levels = [Sheets(*size, rows)]
-    sketches = np.empty((n, SKETCH_SIDE**2), dtype=np.uint8)
-    for row, image in enumerate(images_of(small)):
-        sketches[row] = sketch(image)
-        if is_drawn[row]:
-            levels[0].add(image)
-    sharp, sharp_size = thumbnail_source(source, _SHARP_PIXELS)
-    if sharp_size[0] * sharp_size[1] > 1.5 * size[0] * size[1] or rows is not None:
-        shown_first = _first_shown(model, members, far)
-        levels.append(Sheets(*sharp_size, shown_first))
-        for image in images_of(sharp, shown_first):
-            levels[1].add(image)
-    for level in levels:
-        level.close()
-    return levels, sketches
-
-
-def _first_shown(
-    model: DiffusionEmbeddedClustering, members: Membership, far: NDArray[np.integer]
-) -> NDArray[np.integer]:
-    """Return the images that sheets show at first: typical and borderline ones of every node of the tree."""
-    clusters_of_leaves = _clusters_of_leaves(model)
-    n_leaves, n_clusters = len(clusters_of_leaves), len(model.cluster_centers_)
-    order = np.argsort(model.fine_labels_, kind="stable")
-    rows_of = np.split(order, np.cumsum(np.bincount(model.fine_labels_, minlength=n_leaves))[:-1])
-    leaves_of: list[list[int]] = [[leaf] for leaf in range(n_leaves)]
-    leaves_of += [[]] * len(model.linkage_)
-    for step, (one, other) in enumerate(model.linkage_[:, :2].astype(int)):
-        leaves_of[n_leaves + step] = leaves_of[one] + leaves_of[other]
-    parts = np.bincount(clusters_of_leaves, minlength=n_clusters)
-    found: dict[int, None] = dict.fromkeys(far.tolist())
-    for leaves in sorted(leaves_of, key=len, reverse=True):
-        if len(found) >= _MAX_SHARP:
-            break
-        is_in = np.isin(np.arange(n_leaves), leaves)
-        whole = (parts > 0) & (np.bincount(clusters_of_leaves[leaves], minlength=n_clusters) == parts)
-        rows = np.sort(np.concatenate([rows_of[leaf] for leaf in leaves]))
-        inside, rival = np.rint(65535 * members.likeliness(is_in, whole, rows))
-        for order in (np.argsort(-inside, kind="stable"), np.argsort(inside - rival, kind="stable")):
-            found |= dict.fromkeys(rows[order[:_TYPICAL]].tolist())
-    return np.sort(list(found))
-
-
-def _clusters_of_leaves(model: DiffusionEmbeddedClustering) -> NDArray[np.integer]:
-    first = np.unique(model.fine_labels_, return_index=True)[1]
-    return model.labels_[first]
-
-
-def _described(level: Sheets) -> dict[str, Any]:
-    return {
-        "height": level.height,
-        "width": level.width,
-        "columns": level.columns,
-        "perSheet": level.per_sheet,
-        "sheets": len(level.pictures),
-        "type": "image/webp" if level.pictures[0].startswith(b"RIFF") else "image/jpeg",
-        "rows": None if level.rows is None else _packed(level.rows, "u4"),
-    }
-
-
-def _epochs(model: DiffusionEmbeddedClustering, places: NDArray[np.floating]) -> dict[str, Any] | None:
-    if len(model.snapshots_) < 2:
-        return None
-    moved = project_epochs(model.embedding_, places, model.snapshots_.values())
-    return {
-        "epochs": list(model.snapshots_),
-        "rows": _packed(model.snapshot_rows_, "u4"),
-        "places": _packed_places(moved.reshape(-1, 2)),
-    }
-
-
-def _search(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
-    result = model.search_result_
-    best = result.best
-    return {
-        "layers": list(result.layers),
-        "timesteps": list(result.timesteps),
-        "poolings": list(result.poolings),
-        "best": [result.layers.index(best.layer), result.timesteps.index(best.timestep), result.poolings.index(best.pooling)],
-        "criterion": result.criterion,
-        "rounds": [
-            {"images": stage.n_images, "scores": {name: _numbers(scores) for name, scores in stage.scores.items()}}
-            for stage in result.stages
-        ],
-    }  # fmt: skip
-
-
-def _history(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
-    wanted = ("loss", "kl", "graph", "entropy", "denoising", "changed")
-    found = {name: _numbers(model.history_[name]) for name in wanted if name in model.history_}
-    return {"terms": found, "warmup": model.warmup_epochs}
-
-
-def _numbers(values: NDArray) -> Any:
-    """Return numbers in nested lists, rounded, and None for what is not finite."""
-    if np.ndim(values):
-        return [_numbers(value) for value in values]
-    return _rounded(values)
-
-
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.5g}") if np.isfinite(value) else None
 
 
 def _parameters(model: DiffusionEmbeddedClustering) -> list[tuple[str, str, bool]]:
@@ -431,31 +248,8 @@ def _versions() -> list[tuple[str, str]]:
     return found + [(name, importlib.metadata.version(name)) for name in _LIBRARIES]
 
 
-def _packed(values: NDArray, kind: str) -> dict[str, str]:
-    """Return numbers as the browser unpacks them: base64 of little-endian ones."""
-    return {"type": kind, "data": _base64(np.ascontiguousarray(values).astype(f"<{kind}").tobytes())}
-
-
-def _packed_places(places: NDArray[np.floating]) -> dict[str, Any]:
-    """Return places in 16 bits each, and the limits that these are between."""
-    low, high = places.min(axis=0), places.max(axis=0)
-    width = float((high - low).max()) or 1.0
-    scaled = (places - low) / width * 65535
-    return {**_packed(np.rint(scaled), "u2"), "low": _numbers(low), "width": _rounded(width)}
-
-
-def _json(data: Any) -> str:
-    """Return JSON that no text in it can lead out of a script element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _write(target: Path, content: str) -> None:
@@ -463,7 +257,8 @@ def _write(target: Path, content: str) -> None:
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with new.open("w", encoding="utf-8") as file:
+        # Names of files may hold what no text is; line ends are part of the hashes.
+        with new.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

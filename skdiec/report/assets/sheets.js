@@ -265,7 +265,7 @@ function showOdd() {
   const { count, rows } = DATA.far;
   const fence = "further than the upper quartile of its cluster by more than three times the spread between the quartiles";
   $("far-note").textContent = (count
-    ? `${counted(count, "image", "images")} far from the nearest centre: ${fence}.`
+    ? `${counted(count, "image lies", "images lie")} far from the nearest centre: each is ${fence}.`
     : `No image lies far from the nearest centre: none is ${fence}.`)
     + (count > rows.length ? ` The furthest ${rows.length} are shown.` : "");
   fillStrip($("far"), rows, "Images that fit nowhere");
