@@ -26,7 +26,7 @@ def read_labels(
     ----------
     path : path
         A CSV file with the columns ``path`` and ``cluster``, and perhaps ``name``; others are not looked at. An empty
-        cluster is that of an image that was marked as wrong.
+        cluster, or -1, is that of an image that was marked as wrong.
     X : folder or sequence of paths, default=None
         The image files of the next fit, in whose order the labels come. A file is found by its path, or by the part of
         it within the folder. Files that the table does not name have no label. None keeps the order of the table, which

@@ -34,6 +34,8 @@ def draw_map(z: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.float64]:
     -------
     ndarray of shape (n, 2)
     """
+    if len(z) < 2:
+        return np.zeros((len(z), 2))
     if z.shape[1] < 2 or len(z) < 4:
         return np.pad(PCA().fit_transform(z), ((0, 0), (0, 2)))[:, :2]
     rows = np.arange(len(z))

@@ -107,7 +107,7 @@ def thumbnail_source(source: ImageSource, max_pixels: float) -> tuple[ImageSourc
     largest = 1.0
     if isinstance(source, FileImages):
         probes = source.paths[:: math.ceil(len(source) / _PROBES)]
-        largest = max(1.0, *(_enlargement(read_kind(path).size, (height, width)) for path in probes))
+        largest = max(1.0, np.median([_enlargement(read_kind(path).size, (height, width)) for path in probes]))
     scale = min(largest, math.sqrt(max_pixels / (height * width)), _MOST_OF_SIDE / max(height, width))
     size = (max(1, round(scale * height)), max(1, round(scale * width)))
     if isinstance(source, FileImages):

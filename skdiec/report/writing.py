@@ -138,8 +138,10 @@ def _checked_path(path: str | os.PathLike) -> Path:
         target = Path(path)
     except TypeError:
         raise TypeError(f"path must be the path of a file; got {shown(path)}") from None
-    if not str(path) or target.is_dir():
-        raise ValueError(f"path must be the path of a file; got {'a folder, ' if target.is_dir() else ''}{shown(path)}")
+    if not str(path):
+        raise ValueError("path must be the path of a file; got an empty one")
+    if target.is_dir():
+        raise ValueError(f"path must be the path of a file; got that of a folder, {shown(str(path))}")
     return target
 
 
