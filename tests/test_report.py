@@ -413,7 +413,14 @@ def test_far_images_lie_beyond_the_outer_fence():
     z = np.concatenate([rng.normal(size=(200, 4)), rng.normal(size=(200, 4)) + 20]).astype(np.float32)
     labels = np.repeat([0, 1], 200)
     z[[3, 250]] = [[0, 0, 0, -30], [20, 20, 20, 40]]
-    model = SimpleNamespace(embedding_=z, labels_=labels, cluster_centers_=np.array([[0.0] * 4, [20.0] * 4]))
+    z[300] = [20, 20, 20, 70]
+    probabilities = np.where(np.arange(400) == 300, 0.6, 0.4)  # one is far, but surely in its cluster
+    model = SimpleNamespace(
+        embedding_=z,
+        labels_=labels,
+        cluster_centers_=np.array([[0.0] * 4, [20.0] * 4]),
+        probabilities_=probabilities,
+    )
     rows, relative = findings.far_images(model)
     assert rows.tolist() == [3, 250]
     own = np.linalg.norm(z[:200], axis=1)

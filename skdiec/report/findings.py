@@ -16,6 +16,9 @@ FENCE = 3.0
 """An image lies far from its cluster's centre if it is further than the upper quartile of the distances by more than so
 many times the spread between the quartiles: Tukey's outer fence."""
 
+UNSURE = 0.5
+"""Below this probability, an image's cluster is less likely than all others together."""
+
 CLEAR = 2.0
 """An image is clearly in its cluster if that is at least so many times as likely as the next one."""
 
@@ -129,7 +132,7 @@ def _kernel(members: NDArray[np.float64], means: NDArray[np.float64], nu: float)
 
 
 def far_images(model: Any) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
-    """Find the images that fit nowhere: those far from the nearest centre, as its cluster goes.
+    """Find the images that fit nowhere: those far from the nearest centre, as its cluster goes, and unsure too.
 
     Parameters
     ----------
@@ -151,7 +154,7 @@ def far_images(model: Any) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
         lower, median, upper = np.quantile(distances[rows], [0.25, 0.5, 0.75])
         is_far[rows] = distances[rows] > upper + FENCE * (upper - lower)
         relative[rows] = distances[rows] / (median or 1.0)
-    is_far &= relative > 1
+    is_far &= (relative > 1) & (model.probabilities_ < UNSURE)
     rows = np.flatnonzero(is_far)
     return rows[np.argsort(-relative[rows], kind="stable")], relative
 

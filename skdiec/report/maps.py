@@ -75,5 +75,6 @@ def project_epochs(
     -------
     ndarray of shape (n_epochs, m, 2)
     """
-    linear = Ridge(alpha=1.0).fit(z, places)
-    return np.stack([linear.predict(snapshot) for snapshot in snapshots])
+    # In float64: the dimensions of an embedding may differ in spread by far.
+    linear = Ridge(alpha=1.0).fit(z.astype(np.float64), places)
+    return np.stack([linear.predict(snapshot.astype(np.float64)) for snapshot in snapshots])

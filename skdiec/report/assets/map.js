@@ -69,8 +69,8 @@ function redraw() {
   requestAnimationFrame(() => { map.stale = false; drawMap(); });
 }
 
-function radius() {
-  const plain = Math.min(4.5, Math.max(1.1, 160 / Math.sqrt(N)));
+function radius(count) {
+  const plain = Math.min(4.5, Math.max(1.1, 160 / Math.sqrt(count)));
   return Math.min(9, plain * map.zoom ** 0.35);
 }
 
@@ -84,7 +84,7 @@ function drawMap() {
   const context = map.canvas.getContext("2d"), ratio = devicePixelRatio || 1;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, map.width, map.height);
-  const { rows, places } = drawn(), r = radius();
+  const { rows, places } = drawn(), r = radius(rows.length);
   const hasFocus = Boolean(map.hits || map.group);
   const [dim, bright] = [new Map(), new Map()], near = [];
   const scale = map.base * map.zoom, left = map.width / 2 - map.x * scale, top = map.height / 2 + map.y * scale;
@@ -177,7 +177,7 @@ function drawRing(context, rows, places) {
   const at = placeOf(map.hovered, rows, places);
   if (!at) return;
   context.beginPath();
-  context.arc(...at, Math.max(7, radius() + 4), 0, 2 * Math.PI);
+  context.arc(...at, Math.max(7, radius(rows.length) + 4), 0, 2 * Math.PI);
   context.lineWidth = 2.5;
   context.strokeStyle = getComputedStyle(document.body).color;
   context.stroke();

@@ -263,18 +263,17 @@ addEventListener("scroll", hideTip, { passive: true });
 
 function showOdd() {
   const { count, rows } = DATA.far;
-  const fence = "further than the upper quartile of its cluster by more than three times the spread between the quartiles";
-  $("far-note").textContent = (count
-    ? `${counted(count, "image lies", "images lie")} far from the nearest centre: each is ${fence}.`
-    : `No image lies far from the nearest centre: none is ${fence}.`)
+  $("far-note").textContent = `${count ? counted(count, "image", "images") : "None"}. Such an image is far from the nearest centre `
+    + "(further than the upper quartile of its cluster by more than three times the spread between the quartiles), "
+    + "and its cluster is less likely than all others together."
     + (count > rows.length ? ` The furthest ${rows.length} are shown.` : "");
   fillStrip($("far"), rows, "Images that fit nowhere");
   const alike = DATA.alike;
-  const rule = "closer in the embedding than images mostly are to their nearest one, with pixels that correlate by more than 0.99 at 16 x 16";
+  const rule = "in one cluster, closer in the embedding than images mostly are to their nearest one, with pixels that correlate by more than 0.99 at 16 x 16";
   $("alike-note").textContent = alike.count
-    ? `${counted(alike.count, "group", "groups")} of near-duplicates, ${counted(alike.images, "image", "images")} in all: ${rule}.`
+    ? `${counted(alike.images, "image", "images")} in ${counted(alike.count, "group", "groups")}. Such images are ${rule}.`
       + (alike.count > alike.groups.length ? ` The largest ${alike.groups.length} groups are shown.` : "")
-    : `None: no two images of a cluster are ${rule}.`;
+    : `None. Such images would be ${rule}.`;
   $("alike").setAttribute("role", "group");
   $("alike").setAttribute("aria-label", "Near-duplicates");
   $("alike").replaceChildren(...alike.groups.map(([size, rows]) => (
