@@ -4,8 +4,7 @@ function showDock() {
   const count = state.groups.length;
   $("k").value = count;
   $("k").setAttribute("aria-valuetext", counted(count, "cluster", "clusters"));
-  $("count").textContent = counted(count, "cluster", "clusters") + (isCut() ? "" : "*");
-  $("count").title = isCut() ? "" : "edited by hand";
+  $("count").replaceChildren(counted(count, "cluster", "clusters"), ...(isCut() ? [] : [make("small", { textContent: "edited by hand" })]));
   $("undo").disabled = !past.length;
 }
 

@@ -70,7 +70,8 @@ function redraw() {
 }
 
 function radius(count) {
-  const plain = Math.min(4.5, Math.max(1.1, 160 / Math.sqrt(count)));
+  const room = Math.min(1, Math.sqrt(map.width * map.height / 600_000));
+  const plain = Math.max(1.1, room * Math.min(4.5, 160 / Math.sqrt(count)));
   return Math.min(9, plain * map.zoom ** 0.35);
 }
 
@@ -260,7 +261,8 @@ function setHits(query) {
   $("results").replaceChildren(...rows.map((row) => {
     const canvas = make("canvas");
     drawThumbnail(canvas, row, false);
-    return make("li", {}, make("button", { type: "button", onclick: () => openViewer(row, rows) }, canvas, make("span", { textContent: imageName(row) })));
+    return make("li", {}, make("button", { type: "button", title: imageName(row), onclick: () => openViewer(row, rows) }, canvas,
+      make("span", { textContent: imageName(row).split("/").at(-1) })));
   }));
   redraw();
 }

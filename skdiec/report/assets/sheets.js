@@ -15,12 +15,10 @@ function paint(thumb) {
 }
 
 function thumb(row) {
-  const group = groupOfRow(row), isWrong = state.wrong.has(row);
-  const label = `${imageName(row)}, ${titleOf(group)}${isWrong ? ", marked as wrong" : ""}`;
   const canvas = make("canvas", { width: LEVELS[0].width, height: LEVELS[0].height });
-  const button = make("button", { type: "button", className: "thumb", "aria-label": label, tabIndex: -1 }, canvas);
+  const button = make("button", { type: "button", className: "thumb", tabIndex: -1 }, canvas);
   button.dataset.row = row;
-  button.classList.toggle("wrong", isWrong);
+  describe(button);
   seen.observe(button);
   return button;
 }
@@ -35,9 +33,13 @@ function fillStrip(strip, rows, label) {
 }
 
 function refreshThumbs(root) {
-  for (const button of root.querySelectorAll(".thumb")) {
-    button.classList.toggle("wrong", state.wrong.has(Number(button.dataset.row)));
-  }
+  for (const button of root.querySelectorAll(".thumb")) describe(button);
+}
+
+function describe(button) {
+  const row = Number(button.dataset.row), isWrong = state.wrong.has(row);
+  button.classList.toggle("wrong", isWrong);
+  button.setAttribute("aria-label", `${imageName(row)}, ${titleOf(groupOfRow(row))}${isWrong ? ", marked as wrong" : ""}`);
 }
 
 document.addEventListener("keydown", (event) => {
@@ -105,9 +107,7 @@ function cardOf(group) {
     others.replaceChildren(make("option", { value: "", textContent: "Merge with …" }), ...closest(group).map((other) => (
       make("option", { value: other.key, textContent: titleOf(other) }))));
     others.disabled = state.groups.length < 2;
-    const signature = `${wrong}`;
-    if (card.dataset.wrong === signature) return;
-    card.dataset.wrong = signature;
+    if (typical.firstChild) return refreshThumbs(card); // an image that was marked stays where it is, to be unmarked
     const first = best(group, ORDERS.typical(group), TYPICAL);
     const shown = new Set(first);
     const last = best(group, ORDERS.borderline(group), TYPICAL + BORDERLINE).filter((row) => !shown.has(row));
