@@ -327,11 +327,17 @@ def test_warnings_are_explained_as_the_documentation_does():
 
 
 def test_warnings_of_the_fit_are_shown_with_what_to_do(model, images, tmp_path):
-    told = ["training collapsed <in epoch 3>", "something of another library", "training collapsed <in epoch 3>"]
+    told = [
+        "clusters have images: " + 500 * "1, ",
+        "training collapsed <in epoch 3>",
+        "something of another library",
+        "training collapsed <in epoch 3>",
+    ]
     changed = skdiec.DiffusionEmbeddedClustering()
     changed.__dict__ = {**vars(model), "warnings_": told}
     text = write_report(changed, images, tmp_path / "report.html").read_text("utf-8")
-    assert text.count("Warning of the fit.") == 2
+    assert text.count("Warning of the fit.") == 3
+    assert 90 < text.count("1, ") < 110
     assert "training collapsed &lt;in epoch 3&gt;" in text
     assert text.count("What to do.</b> Raise gamma or lower alpha.") == 1
 

@@ -281,7 +281,9 @@ def test_edits_come_back_as_the_start_of_the_next_fit(page, model, make_model, f
     assert names.first.input_value() == "</script><script>alert(3)</script>"
     names.nth(1).fill('dogs, "big"')
     names.nth(1).press("Enter")
-    page.locator(".card").nth(1).locator("select").select_option(label="Cluster 2")
+    others = page.locator(".card").nth(1).locator("select")
+    others.focus()
+    others.select_option(label="Cluster 2")
     expected = np.minimum(model.labels_, 1)
     labels, found = labels_of(page, tmp_path, folder)
     assert_array_equal(labels, expected)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from skdiec.messages import shortened
 from skdiec.report.findings import CLEAR, Membership
 
 SURE_STABILITY = 0.9
@@ -15,6 +16,9 @@ SURE_STABILITY = 0.9
 
 HARDLY_BETTER, APART = 0.9, 0.5
 """Of the cut of noise: above the first clusters are hardly better than noise, below the second they lie apart."""
+
+MAX_TEXT = 300
+"""Characters of a warning at most: some list the sizes of all clusters."""
 
 MOSTLY_CLEAR, HALF_CLEAR = 0.9, 0.6
 """Shares of images that are clearly in their cluster."""
@@ -121,7 +125,7 @@ def advice_on(warnings: list[str]) -> list[Advice]:
     found = []
     for text in dict.fromkeys(warnings):
         known = next((said for words, said in WARNINGS.items() if words in text), ("", ""))
-        found.append(Advice(text, *known))
+        found.append(Advice(shortened(text, MAX_TEXT), *known))
     return found
 
 

@@ -47,4 +47,7 @@ darkPage.addEventListener("change", () => {
   redraw();
 });
 addEventListener("beforeprint", () => document.querySelectorAll(".thumb").forEach(paint));
-document.documentElement.dataset.ready = "yes";
+// After the frame in which all that is in sight was drawn: milliseconds since the file was opened.
+requestAnimationFrame(() => requestAnimationFrame(() => {
+  document.documentElement.dataset.ready = Math.round(performance.now());
+}));

@@ -144,7 +144,6 @@ function drawNear(context, near) {
 
 // The name of each cluster at its median.
 function drawNames(context, rows, places) {
-  if (state.groups.length > 80) return;
   const found = state.groups.map(() => [[], []]);
   for (let i = 0; i < rows.length; i++) {
     const [xs, ys] = found[GROUP_OF_LEAF[LEAF[rows[i]]]];
@@ -158,9 +157,13 @@ function drawNames(context, rows, places) {
   context.textBaseline = "middle";
   context.lineJoin = "round";
   context.lineWidth = 4;
-  state.groups.forEach((group, place) => {
-    if (!found[place][0].length || (map.group && map.group !== group)) return;
+  const named = state.groups.flatMap((group, place) => {
+    if (!found[place][0].length || (map.group && map.group !== group)) return [];
     const [x, y] = toScreen(middle(found[place][0]), middle(found[place][1]));
+    return x > 0 && y > 0 && x < map.width && y < map.height ? [[group, x, y]] : [];
+  });
+  if (named.length > map.width / 16) return; // too many to be read
+  named.forEach(([group, x, y]) => {
     const text = (nameOf(group) || idOf(group)).slice(0, 24);
     context.strokeStyle = ink.backgroundColor;
     context.strokeText(text, x, y);

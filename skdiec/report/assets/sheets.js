@@ -83,6 +83,13 @@ function cardOf(group) {
     const other = state.groups.find((one) => one.key === others.value);
     if (other) merge(group, other);
   });
+  // Filled when it is needed: with many clusters, all of these lists would be most of the page.
+  const fill = () => {
+    if (others.options.length > 1) return;
+    others.append(...closest(group).map((other) => make("option", { value: other.key, textContent: titleOf(other) })));
+  };
+  others.addEventListener("pointerdown", fill);
+  others.addEventListener("focus", fill);
   const splits = make("button", { type: "button", textContent: "Split", onclick: () => split(group) });
   const card = make("article", { className: "card" },
     make("header", {}, mark(group.style), name, size),
@@ -104,8 +111,7 @@ function cardOf(group) {
     const pieces = piecesOf(group);
     splits.disabled = !pieces.length;
     splits.title = pieces.length ? `Into ${pieces.map(idOf).join(" and ")}` : "The tree goes no further";
-    others.replaceChildren(make("option", { value: "", textContent: "Merge with …" }), ...closest(group).map((other) => (
-      make("option", { value: other.key, textContent: titleOf(other) }))));
+    others.replaceChildren(make("option", { value: "", textContent: "Merge with …" }));
     others.disabled = state.groups.length < 2;
     if (typical.firstChild) return refreshThumbs(card); // an image that was marked stays where it is, to be unmarked
     const first = best(group, ORDERS.typical(group), TYPICAL);
