@@ -128,7 +128,7 @@ def test_ids_are_unique_and_are_those_that_the_script_asks_for(page):
 
 def test_headline_says_how_many(page):
     assert re.sub(r"\s+", " ", page.texts["headline"]).strip() == "3 clusters in 72 images"
-    assert page.texts["title"] == "Clusters · clusters"
+    assert page.texts["title"] == "Report · clusters"
 
 
 def test_same_model_gives_the_same_file(model, images, page, tmp_path):
@@ -337,7 +337,8 @@ def test_warnings_of_the_fit_are_shown_with_what_to_do(model, images, tmp_path):
     changed.__dict__ = {**vars(model), "warnings_": told}
     text = write_report(changed, images, tmp_path / "report.html").read_text("utf-8")
     assert text.count("Warning of the fit.") == 3
-    assert 90 < text.count("1, ") < 110
+    assert 80 * "1, " in text
+    assert 100 * "1, " not in text
     assert "training collapsed &lt;in epoch 3&gt;" in text
     assert text.count("What to do.</b> Raise gamma or lower alpha.") == 1
 
@@ -603,9 +604,9 @@ def test_labels_of_images_that_are_gone_are_warned_of(folder, tmp_path):
 
 def test_tables_of_spreadsheets_and_with_other_columns_are_read(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_bytes(b"\xef\xbb\xbfcluster,probability,path\r\n1,0.5,a\r\n 0 ,0.25,b\r\n")
+    path.write_bytes(b"\xef\xbb\xbfcluster;probability;path\r\n1.0;0,5;a\r\n 0 ;0,25;b\r\n;;c\r\n")
     labels, names = read_labels(path)
-    assert_array_equal(labels, [1, 0])
+    assert_array_equal(labels, [1, 0, -1])
     assert names == ("", "")
 
 

@@ -213,6 +213,7 @@ def test_hover_shows_the_image_its_name_and_its_cluster(page, model, data):
 def test_points_lie_as_in_the_map_after_zoom_too(page, data):
     show_map(page)
     places = unpack(data["map"]).reshape(-1, 2)
+    page.locator("#canvas").focus()
     for _ in range(2):
         found = np.array(
             page.evaluate("Array.from({length: 72}, (_, row) => document.getElementById('canvas').placeOf(row))")
@@ -227,6 +228,27 @@ def test_points_lie_as_in_the_map_after_zoom_too(page, data):
         assert_allclose(
             page.evaluate("(row) => document.getElementById('canvas').placeOf(row)", int(a)), found[a], atol=1
         )
+
+
+def test_wheel_scrolls_past_the_map_until_it_is_clicked(page):
+    show_map(page)
+    box = page.locator("#canvas").bounding_box()
+    apart = """() => {
+      const [a, b] = [0, 1].map((row) => document.getElementById("canvas").placeOf(row));
+      return a[0] - b[0];
+    }"""
+    before, top = page.evaluate(apart), page.evaluate("scrollY")
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    page.mouse.wheel(0, 60)
+    page.wait_for_timeout(200)
+    assert page.evaluate(apart) == pytest.approx(before)
+    assert page.evaluate("scrollY") > top
+    page.mouse.click(box["x"] + 4, box["y"] + 4)
+    top = page.evaluate("scrollY")
+    page.mouse.wheel(0, -200)
+    page.wait_for_timeout(200)
+    assert abs(page.evaluate(apart)) > 1.2 * abs(before)
+    assert page.evaluate("scrollY") == top
 
 
 def test_map_is_dragged(page):

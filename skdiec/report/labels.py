@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,7 +78,9 @@ def _table(path: str | os.PathLike) -> tuple[list[str], NDArray[np.int64], dict[
     names: dict[int, str] = {}
     # With a byte order mark, as spreadsheets write it, or without.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
+        delimiter = max(",;\t", key=file.readline().count)  # those of some languages write others
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter)
         if not set(_COLUMNS) <= set(reader.fieldnames or ()):
             raise ValueError(
                 f"path must be a CSV file with the columns path and cluster; got {shown(str(path))} with "
@@ -85,16 +88,14 @@ def _table(path: str | os.PathLike) -> tuple[list[str], NDArray[np.int64], dict[
             )
         for row in reader:
             text = (row["cluster"] or "").strip()
-            try:
-                cluster = int(text) if text else -1
-            except ValueError:
-                cluster = -2
-            if cluster < -1:
+            match = re.fullmatch(r"(\d+|-1)(\.0*)?|", text)  # pandas writes whole numbers beside empty ones as 3.0
+            if match is None:
                 raise ValueError(
                     f"path must have whole numbers from 0 as clusters, or nothing; line {reader.line_num} of "
                     f"{shown(str(path))} has {shown(text)}"
                 )
             rows.append(row["path"] or "")
+            cluster = int(match[1] or -1)
             clusters.append(cluster)
             if cluster >= 0 and row.get("name"):
                 names.setdefault(cluster, row["name"])

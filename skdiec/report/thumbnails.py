@@ -19,7 +19,7 @@ MAX_SIDE = 128
 """Pixels of a thumbnail's side, if it is square; others have as many pixels."""
 
 PIXELS = 56_000_000
-"""Pixels of all thumbnails together, at most: those of 70,000 images of 28 x 28. This keeps files below some 20 MB."""
+"""Pixels of all thumbnails together, at most: those of 70,000 images of 28 x 28. This keeps files below some 25 MB."""
 
 MIN_PIXELS = 16 * 16
 """Of a thumbnail: below, nothing can be recognised. Of more images than `PIXELS` suffices for, some have none."""

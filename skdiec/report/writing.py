@@ -66,7 +66,7 @@ def write_report(
     names : sequence of str, or dict of int to str, default=None
         Names of the clusters.
     title : str, default=None
-        None is the name of the folder, or "Clusters".
+        None is the name of the folder, or "Report".
 
     Returns
     -------
@@ -181,7 +181,7 @@ def _checked_title(title: str | None, X: Any) -> str:
         title = Path(X).resolve().name if isinstance(X, (str, os.PathLike)) else ""
     if not isinstance(title, str):
         raise TypeError(f"title must be a str or None; got {shown(title)}")
-    return title[:MAX_NAME] or "Clusters"
+    return title[:MAX_NAME] or "Report"
 
 
 def _filled(model: DiffusionEmbeddedClustering, content: Content) -> str:

@@ -117,6 +117,8 @@ function drawMap() {
   if (near.length <= THUMBS && map.zoom > 1.5) drawNear(context, near);
   drawNames(context, rows, places);
   if (map.hovered >= 0) drawRing(context, rows, places);
+  // A finger scrolls the page up and down past the whole map, and moves the map once it is zoomed.
+  map.canvas.style.touchAction = map.zoom > 1.01 ? "none" : "pan-y";
 }
 
 function drawNear(context, near) {
@@ -384,7 +386,9 @@ const lift = (event) => {
 map.canvas.addEventListener("pointerup", lift);
 map.canvas.addEventListener("pointercancel", lift);
 map.canvas.addEventListener("pointerleave", () => hover(-1));
+// Whoever scrolls past the map is not held up by it: it takes the wheel once it was clicked. Pinching has ctrlKey.
 map.canvas.addEventListener("wheel", (event) => {
+  if (document.activeElement !== map.canvas && !event.ctrlKey && !event.metaKey) return;
   event.preventDefault();
   zoomBy(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0018)), event.offsetX, event.offsetY);
 }, { passive: false });
