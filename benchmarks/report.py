@@ -35,7 +35,7 @@ from skdiec.datasets import FOLDER_VARIABLE, load_dataset
 DATA = {"signs": "hand signs, 64 x 64 files", "usps": "USPS", "cifar10": "CIFAR-10", "mnist": "MNIST"}
 OPENINGS = 5
 SETTINGS = {"layer": "mid_block", "timestep": 100, "pooling": 4, "n_draws": 1, "n_init": 4, "n_snapshots": 10}
-VALUES = ("images", "write_seconds", "peak_gb", "megabytes", "paint_ms", "ready_ms", "sheet_ms", "slider_ms")
+VALUES = ("images", "write_seconds", "megabytes", "paint_ms", "ready_ms", "sheet_ms", "slider_ms")
 
 
 def images_of(name: str, data: Path | None) -> np.ndarray | Path:
@@ -122,12 +122,12 @@ def main() -> None:
         if arguments.table or not missing:
             continue
         images = images_of(name, arguments.data)
-        model = fitted(name, images)
+        model, *_ = in_new_process(fitted, name, images)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "report.html"
             for opening in missing:
-                spent, _, peak = in_new_process(write, model, images, path)
-                written = {"write_seconds": spent, "peak_gb": peak, "megabytes": path.stat().st_size / 1e6}
+                spent, *_ = in_new_process(write, model, images, path)
+                written = {"write_seconds": spent, "megabytes": path.stat().st_size / 1e6}
                 results.add(
                     data=name, opening=opening, images=number_of(model), machine=machine(), **written, **opened(path)
                 )
@@ -139,7 +139,7 @@ def results_of() -> Results:
 
 
 def table(results: Results) -> list[str]:
-    header = ("data", "images", "write s", "peak GB", "file MB", "first text s", "ready s", "sheet s", "slider ms")
+    header = ("data", "images", "write s", "file MB", "first text s", "ready s", "sheet s", "slider ms")
     lines = []
     for name in dict.fromkeys(row["data"] for row in results.rows):
         rows = results.find(data=name)
@@ -151,7 +151,6 @@ def table(results: Results) -> list[str]:
                 DATA[name],
                 f"{int(rows[0]['images']):,}",
                 results.mean("write_seconds", 1, data=name),
-                results.mean("peak_gb", 1, spread=False, data=name),
                 results.mean("megabytes", 1, spread=False, data=name),
                 *milliseconds,
                 results.mean("slider_ms", 0, data=name),
@@ -160,10 +159,9 @@ def table(results: Results) -> list[str]:
     return [
         *markdown_table(header, lines),
         "",
-        f"Means of {OPENINGS} files and openings. Peak: of the process that writes, images and libraries included. "
-        "First text and ready: from the start of reading the file, ready with the tree, all cards and the map. Sheet: "
-        "from scrolling to the first card until its 18 thumbnails are drawn. Slider: one step, with the new sheets "
-        "chosen and laid out. Ten clusters.",
+        f"Means of {OPENINGS} files and openings, ten clusters. First text and ready: from the start of reading the "
+        "file, ready with the tree, all cards and the map. Sheet: from scrolling to the first card until its 18 "
+        "thumbnails are drawn. Slider: one step, with the new sheets chosen and laid out.",
         *sources(results),
         "Command: `python benchmarks/report.py`.",
     ]

@@ -20,8 +20,6 @@ sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 
 from report import chromium, fitted, images_of  # noqa: E402 - of the benchmarks
 
-COLORS = 160
-
 
 def taken(page, selector, dy=0):
     """Return what is seen where an element is at the top."""
@@ -32,7 +30,7 @@ def taken(page, selector, dy=0):
 
 
 def save(image, name):
-    image.quantize(COLORS).save(HERE / name, optimize=True)
+    image.save(HERE / name, quality=86, method=6)
     print(name, f"{(HERE / name).stat().st_size / 1e3:.0f} kB")
 
 
@@ -51,13 +49,13 @@ def main():
 
         page = browser.new_page(viewport={"width": 1180, "height": 1010})
         page.goto(files["signs"])
-        save(taken(page, "#clusters", -60), "report.png")
+        save(taken(page, "#clusters", -60), "report.webp")
 
         page = browser.new_page(viewport={"width": 1180, "height": 860}, color_scheme="dark")
         page.goto(files["mnist"])
         taken(page, "#map", -60)
         page.mouse.move(*page.locator("#canvas").evaluate("(canvas) => canvas.placeOf(25)"))
-        save(taken(page, "#map", -60), "report_dark.png")
+        save(taken(page, "#map", -60), "report_dark.webp")
 
         page = browser.new_page(viewport={"width": 390, "height": 780}, device_scale_factor=1.5)
         page.goto(files["signs"])
@@ -65,7 +63,7 @@ def main():
         both = Image.new("RGB", (sum(screen.width for screen in screens) + 40, screens[0].height), "white")
         for place, screen in enumerate(screens):
             both.paste(screen, (place * (screen.width + 20), 0))
-        save(both.resize((both.width * 2 // 3, both.height * 2 // 3), Image.Resampling.LANCZOS), "report_phone.png")
+        save(both.resize((both.width * 2 // 3, both.height * 2 // 3), Image.Resampling.LANCZOS), "report_phone.webp")
         browser.close()
 
 
