@@ -523,6 +523,16 @@ def test_files_are_shown_sharper_than_fit_has_seen_them(tmp_path):
     assert images[1].getpixel((20, 20)) == (0, 0, 128)
 
 
+def test_deep_files_are_shown_within_their_range(tmp_path):
+    values = np.linspace(0, 4095, 32 * 32).reshape(32, 32).astype(np.uint16)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(values).save(tmp_path / name)
+    source = as_image_source(tmp_path, image_shape=(8, 8), value_range=(0, 4095))
+    sharp, _ = thumbnails.thumbnail_source(source, 128**2)
+    for image in thumbnails.images_of(sharp):
+        assert_allclose(np.asarray(image), values / 4095 * 255, atol=0.51)
+
+
 def test_sheets_have_each_image_in_its_place(monkeypatch):
     monkeypatch.setattr(thumbnails, "_SHEET_SIDE", 32)
     colors = np.linspace(0, 250, 37).astype(np.uint8)
