@@ -44,7 +44,7 @@ LIBRARIES = {
     "naming": {"PIL", "numpy", "sklearn"},
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
     "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
-    "report": {"PIL", "matplotlib", "numpy"},
+    "report": {"PIL", "jinja2", "numpy", "scipy", "sklearn"},
     "sampling": {"numpy", "torch"},
     "saving": {"huggingface_hub", "numpy", "safetensors", "torch"},
     "scores": {"numpy", "scipy"},
@@ -60,6 +60,7 @@ WHEN_USED = {
     "diffusers",
     "filelock",
     "huggingface_hub",
+    "jinja2",
     "matplotlib",
     "pyarrow",
     "pynndescent",
@@ -188,9 +189,9 @@ def test_no_library_of_the_table_is_unused():
 def test_libraries_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["cli"], *extras["nndescent"]]
-    declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
-    used = {name.split(".")[0] for room in {*FLOORS, "cli"} for name in LIBRARIES[room]}
+    requirements = [*project["dependencies"], *extras["cli"], *extras["nndescent"], *extras["report"]]
+    declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements} - {"skdiec"}
+    used = {name.split(".")[0] for room in {*FLOORS, "cli", "report"} for name in LIBRARIES[room]}
     assert {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in used} == declared
 
 
@@ -206,10 +207,11 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "metrics",
         "naming",
         "plotting",
+        "report",
         "scores",
     }
     assert dir(skdiec) == sorted(skdiec.__all__)
-    for name in ("datasets", "metrics", "naming", "plotting", "scores"):
+    for name in ("datasets", "metrics", "naming", "plotting", "report", "scores"):
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018

@@ -719,6 +719,7 @@ def test_clusters_that_are_none_are_warned_of(make_model, planted):
     with pytest.warns(UserWarning, match=r"the clusters are hardly better than those of noise: \d\.\d\d of its cut"):
         model = make_model(5).fit(noise)
     assert model.cut_over_noise_ > 0.9
+    assert any("the clusters are hardly better than those of noise" in told for told in model.warnings_)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the clusters are hardly better")
         make_model(5).fit(noise[:90])  # too few to tell

@@ -33,7 +33,7 @@ from skdiec.cli.options import (
     numbers,
 )
 from skdiec.cli.output import MODEL_FOLDER, OutputFolder, default_output, folder_names
-from skdiec.cli.reporting import REPORT_FILE, can_report, write_report
+from skdiec.cli.reporting import REPORT_FILE, write_report
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
@@ -167,11 +167,9 @@ def _write(
         out.set_aside(MODEL_FOLDER)
         model.save(out.path / MODEL_FOLDER)
     out.note([MODEL_FOLDER])
-    if can_report():
-        out.keep_changed(REPORT_FILE)
-        shown = [table["path"][row] for row in images.rows]
-        write_report(model, images.pixels, out.path / REPORT_FILE, paths=shown, names=names)
-        out.note([REPORT_FILE])
+    out.keep_changed(REPORT_FILE)
+    write_report(model, images, out.path / REPORT_FILE, names=names)
+    out.note([REPORT_FILE])
     return table
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
     from skdiec.cli.reading import Files, Images
 
+_SNAPSHOTS = 10
+"""Epochs whose embeddings the report shows."""
+
 _CHECKPOINT_SECONDS = 15.0
 _MAP_FILE = "images.npy"
 
@@ -123,6 +126,7 @@ def fit(
         backbone=backbone,
         channel_axis=1 if images.pixels.ndim == 4 else None,
         value_range=request.value_range,
+        n_snapshots=_SNAPSHOTS,
         memory=str(out.work),
         device=request.device,
         random_state=request.seed,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,40 +13,28 @@ from skdiec.cli.options import Folder, Model, Names, Overwrite, Quiet
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
+    from skdiec.cli.reading import Images
 
 REPORT_FILE = "report.html"
 
 
-def can_report() -> bool:
-    """Return whether there are reports in this version.
-
-    Returns
-    -------
-    bool
-    """
-    return importlib.util.find_spec("skdiec.report") is not None
-
-
-def write_report(
-    model: DiffusionEmbeddedClustering, pixels: Any, path: Path, *, paths: Sequence[str], names: Mapping[int, str]
-) -> None:
+def write_report(model: DiffusionEmbeddedClustering, images: Images, path: Path, *, names: Mapping[int, str]) -> None:
     """Write the report of a fit.
 
     Parameters
     ----------
     model : DiffusionEmbeddedClustering
-    pixels : ndarray
-        The images of the fit.
+    images : Images
+        Those of the fit. They are read again, for thumbnails that are sharper than what was clustered.
     path : Path
         Of the HTML file.
-    paths : sequence of str
-        Names of the images.
     names : mapping of int to str
         Of clusters.
     """
     from skdiec import report
 
-    report.write_report(model, pixels, path, paths=paths, names=names)
+    shown = [images.files.names[row] for row in images.rows]
+    report.write_report(model, images.paths, path, paths=shown, names=names)
 
 
 def report(
@@ -60,8 +47,6 @@ def report(
 ) -> None:
     """Write the report of a saved model: what is in the clusters of the images that it was fitted on."""
     with command(quiet) as console:
-        if not can_report():
-            raise ImportError("this version of skdiec has no reports")
         from skdiec.cli.models import load_model
         from skdiec.cli.output import check_new
         from skdiec.cli.predicting import file_range
@@ -80,6 +65,5 @@ def report(
                 f"{folder} must hold the {len(fitted.labels_)} images that the model was fitted on; it has "
                 f"{len(images.rows)}"
             )
-        shown = [images.files.names[row] for row in images.rows]
-        write_report(fitted, images.pixels, out, paths=shown, names=found)
+        write_report(fitted, images, out, names=found)
         show(f"{out}")
