@@ -29,7 +29,7 @@ from skdiec._callbacks import OF_SKLEARN, CallbackSupportMixin, Stages, Steps, w
 from skdiec._parameters import CONSTRAINTS, check_init, check_parameters, search_space
 from skdiec._version import __version__
 from skdiec.backbones import (
-    PixelBackbone,
+    Backbone,
     Pretraining,
     check_share_explained,
     default_device,
@@ -125,8 +125,8 @@ class DiffusionEmbeddedClustering(
         searched; None searches all blocks.
 
     timestep : int or sequence of int, default=None
-        Timestep of the noise schedule, from 0. One is used, several are searched; None searches eight
-        between 1 % and 40 % of the schedule.
+        Timestep of the noise schedule, from 0. One is used, several are searched; None searches eight, whose noise
+        is that of a DDPM's timesteps 10 to 400 of 1,000.
 
     pooling : int or sequence of int, default=None
         Maps of activations are averaged over ``pooling x pooling`` cells. One is used, several are searched; None
@@ -367,7 +367,7 @@ class DiffusionEmbeddedClustering(
         Share of its task that the backbone solves on 256 of the images, at three timesteps: 1 minus its denoising loss
         over that of a straight line. 1 is perfect; below 0, with a warning, backbone and images do not fit.
 
-    backbone_ : PixelBackbone
+    backbone_ : Backbone
         The diffusion model; ``backbone_.save_pretrained(folder)`` saves a diffusers pipeline.
 
     n_components_ : int
@@ -666,7 +666,7 @@ class DiffusionEmbeddedClustering(
                 verbose=self.verbose,
                 report=lambda done, total, loss: steps.report(done, total),
             )
-        elif backbone is self.backbone:  # a PixelBackbone of the caller's
+        elif backbone is self.backbone:  # a Backbone of the caller's
             backbone = backbone.copy()
         self.backbone_ = backbone.to(setup.device)
         self.share_explained_ = check_share_explained(
@@ -1095,7 +1095,7 @@ class _Setup:
 
     source: ImageSource
     files: Sequence[Path] | None
-    backbone: PixelBackbone
+    backbone: Backbone
     """Untrained where `pretraining` is not None."""
     pretraining: Pretraining | None
     layers: Mapping[str, tuple[int, int, int]]

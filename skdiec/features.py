@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skdiec import activations
 from skdiec.activations import Cell
-from skdiec.backbones import PixelBackbone
+from skdiec.backbones import Backbone
 from skdiec.images import ImageSource
 from skdiec.parallel import in_order, torch_pool, torch_threads
 
@@ -86,7 +86,7 @@ class FeatureExtractor:
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
         On the device that computes.
     n_draws : int, default=1
         Noise draws that are averaged.
@@ -105,7 +105,7 @@ class FeatureExtractor:
         Caches the matrices by images, weights and all that they depend on.
     """
 
-    backbone: PixelBackbone
+    backbone: Backbone
     n_draws: int = 1
     shift: int = 0
     seed: int = 0
@@ -126,7 +126,13 @@ class FeatureExtractor:
         backbone = self.backbone
         probe = torch.zeros((1, *backbone.input_shape), dtype=torch.float32, device=backbone.device)
         timesteps = torch.zeros(1, dtype=torch.long, device=backbone.device)
-        return activations.layer_shapes(backbone.network, lambda: backbone.predict(probe, timesteps), names)
+        return activations.layer_shapes(
+            backbone.network,
+            lambda: backbone.predict(probe, timesteps),
+            names,
+            layers=backbone.layers(),
+            to_map=backbone.to_map,
+        )
 
     def layer_costs(self, names: Iterable[str]) -> dict[str, float]:
         """Return the share of a whole pass's multiplications that a pass up to each layer takes, above 0 to 1."""
@@ -137,7 +143,11 @@ class FeatureExtractor:
         def work(layers: Sequence[str]) -> int:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 activations.capture(
-                    backbone.network, lambda: backbone.predict(probe, timesteps), layers, lambda layer, activation: None
+                    backbone.network,
+                    lambda: backbone.predict(probe, timesteps),
+                    layers,
+                    lambda layer, activation: None,
+                    backbone.to_map,
                 )
             return counter.get_total_flops()
 
@@ -287,12 +297,19 @@ class FeatureExtractor:
             return {cell: activations.pool(activation, cell.pooling) for cell in wanted[layer]}
 
         totals: dict[Cell, Tensor] = {}
-        prepared = {offset: backbone.prepare(_moved(images, *offset)) for offset in {draw.offset for draw in draws}}
+        encoded = {
+            offset: backbone.encode(backbone.prepare(_moved(images, *offset)))
+            for offset in {draw.offset for draw in draws}
+        }
         for draw in draws:
-            x0 = prepared[draw.offset]
+            x0 = encoded[draw.offset]
             x_t = backbone.add_noise(x0, draw.noise.expand_as(x0), timesteps)
             maps = activations.capture(
-                backbone.network, lambda x_t=x_t: backbone.predict(x_t, timesteps), list(wanted), reduce
+                backbone.network,
+                lambda x_t=x_t: backbone.predict(x_t, timesteps),
+                list(wanted),
+                reduce,
+                backbone.to_map,
             )
             for pooled in maps.values():
                 for cell, values in pooled.items():
@@ -389,12 +406,12 @@ def _extract_cached(key: tuple, extractor: FeatureExtractor, arguments: tuple) -
     return extractor._extract(*arguments)
 
 
-def suited_batch_size(backbone: PixelBackbone) -> int:
+def suited_batch_size(backbone: Backbone) -> int:
     """Return how many images a forward pass should take: on a GPU as many as half of its free memory suffices for.
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
         On the device that computes. On a GPU, one pass measures what an image needs.
 
     Returns
@@ -408,7 +425,7 @@ def suited_batch_size(backbone: PixelBackbone) -> int:
     return ROW_MULTIPLE * max(1, min(free // 2 // max(needed, 1), LARGEST_BATCH) // ROW_MULTIPLE)
 
 
-def _gpu_bytes(backbone: PixelBackbone) -> tuple[int, int]:
+def _gpu_bytes(backbone: Backbone) -> tuple[int, int]:
     """Return the bytes that are free on the backbone's GPU, and those that a forward pass takes for each image."""
     device = backbone.device
     torch.cuda.empty_cache()  # what the allocator holds back is free too
@@ -467,7 +484,7 @@ class CellFeatures:
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps (L_Re)."""
         backbone = self.extractor.backbone
-        x0 = backbone.prepare(self._images(rows))
+        x0 = backbone.encode(backbone.prepare(self._images(rows)))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         timesteps = torch.randint(backbone.max_timestep + 1, (len(x0),), generator=generator, device=x0.device)
         return backbone.denoising_loss(x0, noise, timesteps)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from skdiec._version import __version__
-from skdiec.backbones import PixelBackbone, load_backbone
+from skdiec.backbones import Backbone, load_backbone
 from skdiec.backbones.config_files import Fields, opened_tensors, read_json
 from skdiec.backbones.folders import as_folder, put_back, reason, replacing_whole
 from skdiec.messages import shown
@@ -72,7 +72,7 @@ def write_model(
     folder: str | os.PathLike,
     values: Mapping[str, Any],
     arrays: Mapping[str, NDArray],
-    backbones: Sequence[PixelBackbone],
+    backbones: Sequence[Backbone],
     card: str,
     *,
     reference: str | None = None,
@@ -88,7 +88,7 @@ def write_model(
         ``"class"``, a str, and ``"parameters"`` and ``"fitted"``, mappings of what JSON can hold.
     arrays : mapping of str to ndarray
         Of the types of `DTYPES`.
-    backbones : sequence of PixelBackbone
+    backbones : sequence of Backbone
         One for each of `BACKBONE_FOLDERS` that is to be made.
     card : str
         Text of the README.
@@ -134,14 +134,14 @@ def write_model(
         (new / VALUES_FILE).write_text(text, encoding="ascii")
 
 
-def weights_hash(backbone: PixelBackbone) -> str:
+def weights_hash(backbone: Backbone) -> str:
     """Return a hash of what a backbone computes with: its weights and its noise schedule.
 
-    Unlike `PixelBackbone.fingerprint`, it stays the same where a later version of diffusers has further options.
+    Unlike `Backbone.fingerprint`, it stays the same where a later version of diffusers has further options.
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
 
     Returns
     -------
@@ -257,12 +257,12 @@ class ModelFolder:
                 raise ValueError(f"{self.where_arrays} has arrays that cannot be held: {error}") from error
         return {name: array.T if name in fortran else array for name, array in arrays.items()}
 
-    def backbones(self) -> list[PixelBackbone]:
+    def backbones(self) -> list[Backbone]:
         """Load the backbones.
 
         Returns
         -------
-        list of PixelBackbone
+        list of Backbone
 
         Raises
         ------
@@ -275,7 +275,7 @@ class ModelFolder:
             raise ValueError(f"model folder {self.path} was replaced while it was read: load it again")
         return backbones
 
-    def _backbone(self, place: Fields) -> PixelBackbone:
+    def _backbone(self, place: Fields) -> Backbone:
         if "folder" in place.values:
             folder = self.path / place.choice("folder", BACKBONE_FOLDERS)
             if not folder.is_dir():

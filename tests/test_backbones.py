@@ -114,12 +114,6 @@ def test_folder_as_early_diffusers_saved_it(make_unet, tmp_path):
     assert backbone.num_train_timesteps == 50
 
 
-@pytest.mark.parametrize("config", [{"num_class_embeds": 10}, {"class_embed_type": "timestep"}])
-def test_model_that_wants_classes_is_refused(config, make_unet):
-    with pytest.raises(ValueError, match=r"wants the class of each image .*take an unconditional one"):
-        load_backbone(make_unet(**config))
-
-
 def test_folder_in_half_precision_is_read_as_float32(make_unet, tmp_path):
     half = make_unet().half()
     cosine_pipeline(half).save_pretrained(tmp_path)

@@ -768,13 +768,19 @@ def test_one_value_is_used_and_several_are_searched(make_model, images):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "timesteps"),
-    [(1000, (10, 25, 50, 100, 150, 200, 300, 400)), (100, (1, 2, 5, 10, 15, 20, 30, 40)), (4, (0, 1, 2))],
+    "schedule", [{}, {"num_train_timesteps": 100}, {"num_train_timesteps": 4}, {"beta_schedule": "squaredcos_cap_v2"}]
 )
-def test_default_timesteps_are_shares_of_the_schedule(schedule, timesteps, make_model, make_backbone, images):
-    backbone = make_backbone(sample_size=8, scheduler=diffusers.DDPMScheduler(num_train_timesteps=schedule))
+def test_default_timesteps_have_the_noise_of_those_of_a_linear_schedule(schedule, make_model, make_backbone, images):
+    scheduler = diffusers.DDPMScheduler(**schedule)
+    backbone = make_backbone(sample_size=8, scheduler=scheduler)
     model = make_model(backbone=backbone, timestep=None, pooling=1).fit(images)
-    assert model.timesteps_ == timesteps
+    ratios = [
+        ((1 - abar) / abar).sqrt() for abar in (diffusers.DDPMScheduler().alphas_cumprod, scheduler.alphas_cumprod)
+    ]
+    wanted = [ratios[0][t] for t in (10, 25, 50, 100, 150, 200, 300, 400)]
+    assert model.timesteps_ == tuple(sorted({int((ratios[1].log() - ratio.log()).abs().argmin()) for ratio in wanted}))
+    if not schedule:
+        assert model.timesteps_ == (10, 25, 50, 100, 150, 200, 300, 400)
 
 
 def test_default_timesteps_are_those_that_the_backbone_was_trained_on(make_model, make_backbone, images):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from skdiec.backbones.base import Backbone
 from skdiec.backbones.config_files import exists, read_json
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import (
@@ -24,23 +25,21 @@ from skdiec.backbones.networks import (
     pickle_message,
     read_weights,
 )
-from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone
+from skdiec.backbones.pixel import RECIPE_FILE, PixelBackbone, check_time_embedding
 from skdiec.backbones.schedules import scheduler_of, training_scheduler
 from skdiec.messages import shown, warn
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler, SchedulerMixin
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SCHEDULER_FILE = "scheduler_config.json"
 
 _OTHER_PIPELINES = frozenset(
     {
-        "ConsistencyModelPipeline",
         "KarrasVePipeline",
         "LDMPipeline",
         "LDMSuperResolutionPipeline",
-        "ScoreSdeVePipeline",
     }
 )
 """Pipelines of a ``UNet2DModel`` that is no DDPM of pixels, whatever lies beside it."""
@@ -95,7 +94,7 @@ def load_backbone(backbone: str | os.PathLike | Any) -> PixelBackbone:
     >>> backbone.image_shape, backbone.fingerprint() == trained.fingerprint()
     ((1, 4, 4), True)
     """
-    if isinstance(backbone, PixelBackbone):
+    if isinstance(backbone, Backbone):
         return backbone
     if isinstance(backbone, (str, os.PathLike)):
         return _load(backbone)
@@ -135,10 +134,11 @@ def _load_folder(folder: Path) -> PixelBackbone:
     scheduler, recipe = _read_scheduler(parts), {}
     if parts.recipe is not None:
         recipe = read_json(parts.recipe)
-    network, files = outline_network(parts.network)
+    config = _read_config(parts, scheduler)
     if scheduler is None:
-        scheduler = _default_scheduler(network.config, f"backbone {folder}", has_recipe=parts.recipe is not None)
-    options = {name: recipe.pop(name) for name in ("image_shape", "patch_size") if name in recipe}
+        scheduler = _default_scheduler(config, f"backbone {folder}", has_recipe=parts.recipe is not None)
+    network, files = outline_network(parts.network)
+    options = {name: recipe.pop(name) for name in ("image_shape", "patch_size", "null_class") if name in recipe}
     try:
         backbone = PixelBackbone(network, scheduler, **options, recipe=recipe)
     except ValueError as error:
@@ -203,10 +203,19 @@ def _check_pipeline(where: str, kind: str, unet: str, others: Sequence[str]) -> 
     )
 
 
-def _read_scheduler(parts: _Parts) -> DDPMScheduler | None:
+def _read_scheduler(parts: _Parts) -> SchedulerMixin | None:
     if parts.scheduler is None:
         return None
     return training_scheduler(read_json(parts.scheduler), f"backbone file {parts.scheduler}", parts.scheduler_kind)
+
+
+def _read_config(parts: _Parts, scheduler: SchedulerMixin | None) -> dict[str, Any]:
+    """Read the configuration of a network, and check that it goes with its schedule."""
+    file = parts.network / "config.json"
+    config = check_network_config(read_json(file), f"backbone file {file}")
+    if scheduler is not None:
+        check_time_embedding(config, scheduler, f"backbone file {file}")
+    return config
 
 
 def _default_scheduler(config: Mapping[str, Any], where: str, *, has_recipe: bool = False) -> DDPMScheduler:
@@ -214,6 +223,7 @@ def _default_scheduler(config: Mapping[str, Any], where: str, *, has_recipe: boo
     with ONE_AT_A_TIME:
         from diffusers import DDPMScheduler
 
+    check_time_embedding(config, DDPMScheduler(), where)
     if config["in_channels"] not in (1, 3) and not has_recipe:
         raise ValueError(
             f"{where} is a network of {config['in_channels']} channels without a noise schedule beside it: whether "
@@ -239,9 +249,7 @@ def _load_hub(name: str) -> PixelBackbone:
     patterns += [RECIPE_FILE]
     folder = _fetch(name, patterns)
     parts = _find_parts(folder)
-    _read_scheduler(parts)
-    config_file = parts.network / "config.json"
-    check_network_config(read_json(config_file), f"backbone file {config_file}")
+    _read_config(parts, _read_scheduler(parts))
     # What else is there, such as weights of half precision beside full ones, is not fetched.
     prefix = "" if parts.network == folder else "unet/"
     plain, index = f"{WEIGHTS_NAME}.safetensors", f"{WEIGHTS_NAME}.safetensors.index.json"

@@ -38,6 +38,7 @@ _DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D", "Sk
 _UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")
 _MAX_CHANNELS = 2**16
 _MAX_LEVELS = 10
+_MAX_CLASSES = 2**20
 _MAX_LAYERS = 16
 _MAX_PARAMETERS = 2**31
 
@@ -114,23 +115,19 @@ def check_network_config(config: Mapping[str, Any], where: str) -> dict[str, Any
 def _check_kind(config: Mapping[str, Any], where: str) -> None:
     """Raise ValueError for networks that estimate something else than a DDPM does, or want more than an image."""
     fields = Fields(config, where)
-    embedding = fields.choice("time_embedding_type", ("positional", "learned", "fourier"))
-    if embedding == "fourier":
-        raise ValueError(
-            f"{where}: time_embedding_type 'fourier' is that of score-based networks (NCSN++, variance exploding), "
-            "whose noise is not that of a DDPM; only 'positional' and 'learned' can be used"
-        )
+    fields.choice("time_embedding_type", ("positional", "learned", "fourier"))
     if fields.choice("center_input_sample", (True, False)):
         raise ValueError(
             f"{where}: with center_input_sample the network wants images in [0, 1], which is not supported; only "
             "networks of images in [-1, 1] can be used"
         )
-    if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
+    if config["class_embed_type"] is not None:
         raise ValueError(
-            f"{where}: the network wants the class of each image (class_embed_type="
-            f"{shown(config['class_embed_type'])}, num_class_embeds={shown(config['num_class_embeds'])}), which "
-            "clustering does not know: take an unconditional one"
+            f"{where}: the network wants more of each image than its class (class_embed_type="
+            f"{shown(config['class_embed_type'])}), which is not supported"
         )
+    if config["num_class_embeds"] is not None:
+        fields.integer("num_class_embeds", 1, _MAX_CLASSES)
 
 
 def sides(config: Mapping[str, Any], where: str) -> tuple[int, int] | None:
