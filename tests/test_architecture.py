@@ -30,7 +30,17 @@ LIBRARIES = {
     "_parameters": {"joblib", "numpy", "sklearn", "torch"},
     "_version": set(),
     "activations": {"torch"},
-    "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "safetensors", "sklearn", "torch", "tqdm"},
+    "backbones": {
+        "diffusers",
+        "filelock",
+        "huggingface_hub",
+        "numpy",
+        "safetensors",
+        "sklearn",
+        "torch",
+        "tqdm",
+        "transformers",
+    },
     "cli": {"typer"},
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
@@ -54,7 +64,17 @@ LIBRARIES = {
 }
 """What each room may import besides the standard library and skdiec, anywhere in it."""
 
-WHEN_USED = {"diffusers", "filelock", "huggingface_hub", "matplotlib", "pynndescent", "safetensors", "tqdm", "umap"}
+WHEN_USED = {
+    "diffusers",
+    "filelock",
+    "huggingface_hub",
+    "matplotlib",
+    "pynndescent",
+    "safetensors",
+    "tqdm",
+    "transformers",
+    "umap",
+}
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
 
 FOR_USERS = {"_estimator", "backbones", "metrics", "scores"} | LEAVES - {"__main__", "cli"}
@@ -170,7 +190,7 @@ def test_no_library_of_the_table_is_unused():
 def test_libraries_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["cli"], *extras["nndescent"]]
+    requirements = [*project["dependencies"], *extras["cli"], *extras["nndescent"], *extras["text"]]
     declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
     used = {name.split(".")[0] for room in {*FLOORS, "cli"} for name in LIBRARIES[room]}
     assert {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in used} == declared

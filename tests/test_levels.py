@@ -70,7 +70,7 @@ def test_variance_exploding_estimates_the_score():
     x0, e = noise(11, 1, 2, 2), noise(11, 1, 2, 2, seed=1)
     level = levels.at(torch.arange(11))
     by_row = sigma[:, None, None, None]
-    assert_allclose(level.noised(x0, e), x0 + by_row * e.numpy(), rtol=1e-5)
+    assert_allclose(level.noised(x0, e), x0.numpy() + by_row * e.numpy(), rtol=1e-5)
     assert_allclose(level.target(x0, e), -e.numpy() / by_row, rtol=1e-5)
     assert_allclose(level.time, sigma, rtol=1e-5)
     assert_allclose(level.weight * level.target(x0, e), -e, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from skdiec.backbones.base import Backbone
 from skdiec.backbones.devices import default_device, is_emulated
+from skdiec.backbones.families import register
 from skdiec.backbones.guard import check_share_explained
 from skdiec.backbones.levels import linear_ratio
 from skdiec.backbones.loading import load_backbone
@@ -18,5 +19,6 @@ __all__ = [
     "linear_ratio",
     "load_backbone",
     "pretrain",
+    "register",
     "untrained_backbone",
 ]

@@ -6,7 +6,9 @@ import abc
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +17,50 @@ from torch.nn import functional as F
 
 from skdiec.activations import as_map, block_names
 from skdiec.backbones.adapting import CHANNEL_CHANGES, adapt_channels, as_range, cover
+from skdiec.backbones.devices import computes_in_dtype
+from skdiec.backbones.folders import as_folder, replacing
+from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.levels import NoiseLevels, noise_levels
+from skdiec.backbones.models import new_model
+from skdiec.backbones.repository import INDEX_FILE, Index
 from skdiec.messages import shown
+
+RECIPE_FILE = "skdiec.json"
+"""File beside a saved pipeline that says how images enter it and how it was trained."""
+
+CONDITION_FILE = "condition.safetensors"
+"""File beside a saved pipeline with what its network is told in place of a prompt."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a pipeline has, and what was asked for, of which a family makes its backbone.
+
+    Attributes
+    ----------
+    network : nn.Module
+    scheduler : diffusers.SchedulerMixin
+        Of a class that `skdiec.backbones.levels.noise_levels` knows.
+    autoencoder : nn.Module or None
+    options : dict
+        Of the pipeline's index.
+    record : dict
+        Of ``skdiec.json``, which `Backbone.save_pretrained` writes.
+    image_size, null_class, condition
+        As in `load_backbone`. Where the condition was saved, it counts as passed.
+    prompt : callable
+        Returns a pipeline that has the text parts of the family alone, and the network.
+    """
+
+    network: nn.Module
+    scheduler: Any
+    autoencoder: nn.Module | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | tuple[int, int] | None = None
+    null_class: int | None = None
+    condition: Mapping[str, Tensor] | None = None
+    prompt: Callable[[], Any] | None = None
 
 
 class Backbone(abc.ABC):
@@ -42,6 +86,10 @@ class Backbone(abc.ABC):
     ----------
     network, scheduler, image_shape, input_shape
         As above.
+    recipe : dict
+        How the network was trained, where `pretrain` did it.
+    condition : dict of str to Tensor
+        What the network is told in place of a prompt.
     """
 
     networks: ClassVar[tuple[str | type, ...]] = ()
@@ -49,6 +97,15 @@ class Backbone(abc.ABC):
 
     network_part: ClassVar[str] = "unet"
     """What pipelines of the family call their network."""
+
+    title: ClassVar[str] = ""
+    """What the family is called in messages. None is the name of its class."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("DiffusionPipeline",)
+    """Classes of the family's pipelines in diffusers. What is saved is of the first."""
+
+    text_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of its pipelines that make that of a prompt."""
 
     encodes: ClassVar[bool] = False
     """Whether `encode` costs anything, so that its results are worth keeping."""
@@ -70,8 +127,41 @@ class Backbone(abc.ABC):
         self.image_shape = image_shape
         self.input_shape = input_shape or image_shape
         self._levels = noise_levels(scheduler) if levels is None else levels
+        self.recipe: dict[str, Any] = {}
+        self.condition: dict[str, Tensor] = {}
 
     # What families differ in
+
+    @classmethod
+    def accepts(cls, index: Index, config: Mapping[str, Any]) -> bool:
+        """Return whether a pipeline with a network of `networks` is of this family.
+
+        Parameters
+        ----------
+        index : Index
+            What the pipeline has.
+        config : mapping
+            The network's configuration.
+
+        Returns
+        -------
+        bool
+        """
+        return True
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> Backbone:
+        """Make a backbone of what was loaded.
+
+        Parameters
+        ----------
+        parts : Parts
+
+        Returns
+        -------
+        Backbone
+        """
+        return cls(parts.network, parts.scheduler)
 
     @abc.abstractmethod
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -293,10 +383,30 @@ class Backbone(abc.ABC):
             )
 
     def to(self, device: torch.device | str) -> Backbone:
-        """Move all weights in place and return this backbone."""
-        for module in self.parts().values():
-            module.to(device)
+        """Move all weights in place and return this backbone.
+
+        Weights in half precision become float32 where the device does not compute with them.
+        """
+        device = torch.device(device)
+        for name, module in self.parts().items():
+            dtype = next(module.parameters()).dtype
+            keeps = name == self.network_part and computes_in_dtype(dtype, device)
+            module.to(device, None if keeps else torch.float32)
+        self.condition = {name: value.to(device) for name, value in self.condition.items()}
         return self
+
+    def outline(self) -> Backbone:
+        """Return this backbone without values, which shows shapes and costs at none: on the device "meta"."""
+        memo: dict[int, Any] = {}
+        for module in self.parts().values():
+            for tensor in (*module.parameters(), *module.buffers()):
+                is_weight = isinstance(tensor, nn.Parameter)
+                empty = tensor.detach().to("meta")
+                memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_weight else empty
+        outline = copy.copy(self)
+        vars(outline).update(copy.deepcopy(vars(self), memo))
+        outline.condition = {name: value.to("meta") for name, value in outline.condition.items()}
+        return outline
 
     def copy(self) -> Backbone:
         """Return a backbone with weights of its own."""
@@ -307,6 +417,67 @@ class Backbone(abc.ABC):
         others = {name: module for name, module in self.parts().items() if module is not self.network}
         named = {f"{part}:{name}": x for part, module in others.items() for name, x in module.state_dict().items()}
         return {**self.network.state_dict(), **named}
+
+    def record(self) -> dict[str, Any]:
+        """Return what `from_parts` needs besides the parts, as JSON can hold it."""
+        return {**self.recipe, "image_shape": list(self.image_shape)}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save as a folder of a diffusers pipeline, with safetensors weights, which `load_backbone` reads.
+
+        Text encoders are not saved: what they make of the empty prompt is.
+
+        Parameters
+        ----------
+        folder : path
+            Made where it does not exist. A backbone in it is replaced once the new one is complete on the disk, and
+            files of other names stay.
+
+        Raises
+        ------
+        ValueError
+            For a folder that is a file, or no path.
+        OSError
+            Where the folder cannot be written to, for instance for want of space.
+        """
+        with ONE_AT_A_TIME:
+            import diffusers
+        from safetensors.torch import save_file
+
+        parts = {**self.parts(), "scheduler": self.scheduler}
+        index = {"_class_name": self.pipelines[0], "_diffusers_version": diffusers.__version__}
+        for name, part in parts.items():
+            index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
+        index |= {name: [None, None] for name in self.text_parts}
+        # The index last: without it, nobody takes half of a pipeline, or one without its record, for a whole one.
+        with replacing(as_folder(folder), last=INDEX_FILE) as partial:
+            for name, part in parts.items():
+                part.save_pretrained(partial / name)
+            if self.condition:
+                save_file(
+                    {name: value.cpu().contiguous() for name, value in self.condition.items()}, partial / CONDITION_FILE
+                )
+            (partial / RECIPE_FILE).write_text(json.dumps(self.record(), indent=2) + "\n")
+            (partial / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # By configuration and CPU weights: a pickle then loads without the device it was made on.
+        state = {name: value for name, value in vars(self).items() if not isinstance(value, nn.Module)}
+        state["_levels"] = self._levels.to(torch.device("cpu"))
+        state["condition"] = {name: value.cpu() for name, value in self.condition.items()}
+        state["parts"] = {
+            name: (type(part), dict(part.config), {key: x.detach().cpu() for key, x in part.state_dict().items()})
+            for name, part in self.parts().items()
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parts = state.pop("parts")
+        vars(self).update(state)
+        self._set_parts({name: new_model(*values, "of the pickle") for name, values in parts.items()})
+
+    def _set_parts(self, parts: dict[str, nn.Module]) -> None:
+        self.network = parts[self.network_part]
 
     def fingerprint(self) -> str:
         """Return a hash of weights, architecture, schedule and image shape, as a cache key."""

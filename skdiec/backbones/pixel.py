@@ -13,23 +13,21 @@ import torch
 from torch import Tensor
 
 from skdiec.backbones.adapting import fold, unfold
-from skdiec.backbones.base import Backbone
+from skdiec.backbones.base import RECIPE_FILE, Backbone
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder, replacing
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import MAX_SIDE, check_network_config, new_network, sides
+from skdiec.backbones.repository import INDEX_FILE, Index
 from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
 
-INDEX_FILE = "model_index.json"
-"""File that makes a folder a pipeline of diffusers, and is written last."""
-
-RECIPE_FILE = "skdiec.json"
-"""File beside a pretrained pipeline that says how images enter it and how it was trained."""
-
 _CONFIGURATION, _RECIPE = "the backbone's configuration", "the backbone's recipe"
+
+_OTHER_PIPELINES = frozenset({"KarrasVePipeline", "LDMPipeline", "LDMSuperResolutionPipeline"})
+"""Pipelines of a ``UNet2DModel`` that does not denoise pixels, or not as it is told to, whatever lies beside it."""
 
 _PIPELINES = {
     "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
@@ -72,6 +70,13 @@ class PixelBackbone(Backbone):
     """
 
     networks = ("UNet2DModel",)
+    title = "DDPM and other models of a UNet2DModel over pixels"
+    pipelines = ("DDPMPipeline",)
+
+    @classmethod
+    def accepts(cls, index: Index, config: Mapping[str, Any]) -> bool:
+        """Return whether there is nothing beside the network that would make latents of pixels, or more of noise."""
+        return not index.parts.keys() - {"unet", "scheduler"} and index.kind not in _OTHER_PIPELINES
 
     def __init__(
         self,
@@ -84,12 +89,13 @@ class PixelBackbone(Backbone):
         null_class: int | None = None,
     ) -> None:
         config = check_network_config(network.config, _CONFIGURATION)
-        self.recipe = dict(recipe or {})
+        recipe = dict(recipe or {})
         given = {"patch_size": patch_size, "image_shape": image_shape, "null_class": null_class}
-        fields = Fields({**self.recipe, **given}, _RECIPE)
+        fields = Fields({**recipe, **given}, _RECIPE)
         self.patch_size = fields.integer("patch_size", 1, math.isqrt(config["in_channels"]))
         image_shape, input_shape = _shapes(config, fields, self.patch_size)
         super().__init__(network, scheduler, image_shape=image_shape, input_shape=input_shape)
+        self.recipe = recipe
         if type(scheduler).__name__ == "ScoreSdeVeScheduler":
             self.value_range = (0.0, 1.0)
         check_time_embedding(config, scheduler, _CONFIGURATION)
