@@ -201,9 +201,16 @@ class LuminaBackbone(TransformerBackbone):
         with ONE_AT_A_TIME:
             from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
-        network, (height, width) = self.network, self.image_shape[1:]
-        trained = int(network.config.sample_size) * self.autoencoder.factor
+        network, (rows, columns) = self.network, self.grid()
+        n_trained = (int(network.config.sample_size) // int(network.config.patch_size)) ** 2
         rotary = get_2d_rotary_pos_embed_lumina(
-            network.head_dim, 384, 384, linear_factor=math.sqrt(height * width / trained**2), ntk_factor=1.0
+            network.head_dim, 384, 384, linear_factor=math.sqrt(rows * columns / n_trained), ntk_factor=1.0
         )
-        return network(hidden_states=x, timestep=time, **self.told(x), image_rotary_emb=rotary, return_dict=False)[0]
+        return network(
+            hidden_states=x,
+            timestep=time,
+            **self.told(x),
+            image_rotary_emb=rotary,
+            cross_attention_kwargs={"base_sequence_length": n_trained},
+            return_dict=False,
+        )[0]
