@@ -38,7 +38,7 @@ from skdiec.backbones import (
     pretrain,
     untrained_backbone,
 )
-from skdiec.features import CellFeatures, FeatureExtractor, check_space, map_features, suited_batch_size
+from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import knn_graph
 from skdiec.images import (
     FileImages,
@@ -57,6 +57,7 @@ from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
 from skdiec.scores import modularity, normalized_cut
 from skdiec.search import SearchResult, search_cells
 from skdiec.state import push_model, save_model
+from skdiec.storage import LatentCache, check_space
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,
@@ -959,7 +960,7 @@ class DiffusionEmbeddedClustering(
         source, seeds, memory = setup.source, setup.seeds, setup.memory
         size = min(len(source), self.max_search_samples)
         order = np.random.default_rng(seeds.subset).choice(len(source), size, replace=False)
-        extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
+        extractor = dataclasses.replace(extractor, n_draws=self.search_draws, latents=LatentCache())
         key: tuple = ()
         if memory.location is not None:
             settings = (seeds, extractor.shift, extractor.precision, __version__)
@@ -999,7 +1000,7 @@ class DiffusionEmbeddedClustering(
             self.backbone_ = extractor.backbone.copy().to(device)
             self._extractors.append(dataclasses.replace(extractor, backbone=self.backbone_))
             embedder: Embedder = BackboneEmbedder(
-                CellFeatures(self._extractors[1], source, self._cell),
+                CellFeatures(dataclasses.replace(self._extractors[1], latents=LatentCache()), source, self._cell),
                 start.projection,
                 start.h,
                 head,

@@ -13,7 +13,9 @@ PACKAGE = Path(skdiec.__file__).parent
 ROOT = PACKAGE.parent
 FLOORS = {
     "messages": -1,
-    **dict.fromkeys(["_callbacks", "activations", "dec", "graph", "images", "metrics", "parallel", "seeding"], 0),
+    **dict.fromkeys(
+        ["_callbacks", "activations", "dec", "graph", "images", "metrics", "parallel", "seeding", "storage"], 0
+    ),
     "backbones": 1,
     "partition": 1,
     "scores": 1,
@@ -45,6 +47,7 @@ LIBRARIES = {
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},
+    "storage": {"numpy"},
     "graph": {"numpy", "pynndescent", "scipy", "sklearn"},
     "partition": {"numpy", "scipy", "sklearn"},
     "images": {"PIL", "numpy"},

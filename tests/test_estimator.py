@@ -25,6 +25,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 import skdiec.features
+import skdiec.storage
 from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, initialization
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, trainer
@@ -579,7 +580,7 @@ def test_features_in_temporary_files_go_to_several_jobs_and_into_the_memory(
     make_model, images, work, tmp_path, monkeypatch
 ):
     expected = make_model(**GRID).fit(images)
-    monkeypatch.setattr(skdiec.features, "MEMORY_MAP_ABOVE", 100)
+    monkeypatch.setattr(skdiec.storage, "MEMORY_MAP_ABOVE", 100)
     for known in (GRID_WORK, {}):
         work.clear()
         model = make_model(**GRID, n_jobs=2, memory=str(tmp_path)).fit(images)

@@ -326,7 +326,8 @@ FAMILIES = {
         {"encoder_hidden_states": (1, 9, 12), "pooled_projections": (1, 10)},
     ),
     "Flux dev": Tiny(
-        "FluxPipeline", lambda: flux(guidance_embeds=True), flow, lambda: kl(scaling_factor=0.3611, shift_factor=0.1159),
+        "FluxPipeline", lambda: flux(guidance_embeds=True), flow,
+        lambda: kl(scaling_factor=0.3611, shift_factor=0.1159),
         {"encoder_hidden_states": (1, 9, 12), "pooled_projections": (1, 10)},
     ),
     "AuraFlow": Tiny(

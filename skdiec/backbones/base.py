@@ -403,7 +403,7 @@ class Backbone(abc.ABC):
                 is_weight = isinstance(tensor, nn.Parameter)
                 empty = tensor.detach().to("meta")
                 memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_weight else empty
-        outline = copy.copy(self)
+        outline = object.__new__(type(self))
         vars(outline).update(copy.deepcopy(vars(self), memo))
         outline.condition = {name: value.to("meta") for name, value in outline.condition.items()}
         return outline
