@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from skdiec._version import __version__
 from skdiec.backbones import Backbone, load_backbone
+from skdiec.backbones.base import update_hash
 from skdiec.backbones.config_files import Fields, opened_tensors, read_json
 from skdiec.backbones.folders import as_folder, put_back, reason, replacing_whole
 from skdiec.messages import shown
@@ -50,10 +50,17 @@ Expected = tuple[str, tuple[int, ...]]
 _BACKBONE_FILES = (
     "model_index.json",
     "skdiec.json",
+    "condition.safetensors",
     "scheduler/scheduler_config.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model*.safetensors",
-    "unet/diffusion_pytorch_model.safetensors.index.json",
+    *(
+        f"{part}/{file}"
+        for part in ("unet", "transformer", "vae", "vqvae", "movq")
+        for file in (
+            "config.json",
+            "diffusion_pytorch_model*.safetensors",
+            "diffusion_pytorch_model.safetensors.index.json",
+        )
+    ),
 )
 _HUB_FILES = (
     VALUES_FILE,
@@ -149,11 +156,11 @@ def weights_hash(backbone: Backbone) -> str:
     """
     schedule = backbone.scheduler.config
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "prediction_type")
-    record = [*(schedule.get(name) for name in names), backbone.image_shape, backbone.patch_size]
+    others = [schedule[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho") if name in schedule]
+    record = [*(schedule.get(name) for name in names), *others, *backbone.settings()]
     digest = hashlib.sha256(json.dumps(record, default=str).encode())
-    for name, tensor in sorted(backbone.network.state_dict().items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, tensor in sorted(backbone.tensors().items()):
+        update_hash(digest, name, tensor)
     return digest.hexdigest()
 
 

@@ -1,11 +1,13 @@
 """Every family over latents: loaded, compared with diffusers' own pipelines, fitted, saved."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES
 
-from skdiec import load_backbone
+import skdiec
+from skdiec import DiffusionEmbeddedClustering, load_backbone
 from skdiec.activations import capture
 from skdiec.features import FeatureExtractor
 
@@ -177,3 +179,199 @@ def test_three_steps_and_all_layers_are_those_of_the_pipeline(name, is_square, t
         level = backbone.levels.at(torch.tensor([following]))
         x_t = level.signal * x0 + level.noise * e
         torch.testing.assert_close(x_t, after, atol=1e-5, rtol=1e-5)
+
+
+# What a change of one patch does: the order of maps, whatever is packed how
+
+
+@pytest.mark.parametrize(("name", "is_square"), [*((n, True) for n in NAMES), *((n, False) for n in NOT_SQUARE)])
+def test_map_changes_most_where_the_image_does(name, is_square, tiny_folders):
+    side = load(name, tiny_folders).image_shape[1]
+    size = (side, side) if is_square else (side, side + side // 2)
+    backbone = load(name, tiny_folders, image_size=size)
+    layer = next(iter(FeatureExtractor(backbone).layer_shapes()))
+    now = torch.tensor([200])
+
+    def mapped(x_t):
+        with torch.no_grad():
+            return capture(
+                backbone.network, lambda: backbone.predict(x_t, now), [layer], lambda _, x: x, backbone.to_map
+            )[layer]
+
+    x_t = noise(1, *backbone.input_shape)
+    before = mapped(x_t)
+    height, width = before.shape[2:]
+    step = x_t.shape[2] // height
+    for row, column in [(0, 0), (1, width - 1), (height - 1, 1)]:
+        changed = x_t.clone()
+        changed[:, :, step * row : step * (row + 1), step * column : step * (column + 1)] += 3
+        difference = (mapped(changed) - before).square().sum(1)[0].numpy()
+        found = np.unravel_index(difference.argmax(), difference.shape)
+        # A convolution with a stride reaches over the edge of its cell.
+        assert np.abs(np.subtract(found, (row, column))).max() <= ("transformer" not in backbone.network_part)
+
+
+# Encoding
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_latents_are_those_of_the_autoencoder_in_its_scale(name, tiny_folders):
+    backbone, tiny = load(name, tiny_folders), FAMILIES[name]
+    model = tiny.build()[tiny.autoencoder_part]
+    images = noise(3, 3, *backbone.image_shape[1:]).clamp(-1, 1)
+    with torch.no_grad():
+        if isinstance(model, diffusers.AutoencoderKL):
+            shift = model.config.shift_factor or 0
+            expected = (model.encode(images).latent_dist.mean - shift) * model.config.scaling_factor
+            again = model.decode(expected / model.config.scaling_factor + shift).sample
+        elif isinstance(model, diffusers.VQModel):
+            factor = 0.5 if name == "LDM" else 1  # Kandinsky's are as they come
+            expected = model.encode(images).latents * factor
+            again = model.decode(expected / factor).sample
+        else:
+            expected = model.encode(images).latent * 0.41
+            again = model.decode(expected / 0.41).sample
+        x0 = backbone.encode(backbone.prepare(images))
+        torch.testing.assert_close(x0, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(backbone.decode(x0), again, atol=1e-4, rtol=1e-4)
+    # One by one they are the same, to the bit.
+    assert torch.equal(torch.cat([backbone.encode(backbone.prepare(images[row : row + 1])) for row in range(3)]), x0)
+
+
+def test_latents_have_the_mean_and_deviation_of_their_channels(tiny_folders):
+    parts = FAMILIES["Stable Diffusion XL"].build()
+    mean, deviation = [0.1, -0.2, 0.3, 0.4], [2.0, 3.0, 4.0, 5.0]
+    parts["vae"].register_to_config(latents_mean=mean, latents_std=deviation)
+    backbone = load_backbone(make_pipeline("Stable Diffusion XL", parts))
+    images = noise(2, 3, 16, 16).clamp(-1, 1)
+    z = parts["vae"].encode(images).latent_dist.mean
+    by_channel = (np.reshape(mean, (4, 1, 1)), np.reshape(deviation, (4, 1, 1)))
+    expected = (z.numpy() - by_channel[0]) * 0.13025 / by_channel[1]
+    np.testing.assert_allclose(backbone.encode(images), expected, atol=1e-5)
+
+
+def test_scale_of_a_codebook_is_one_where_none_is_stated(tiny_folders, tmp_path):
+    parts = FAMILIES["LDM"].build()
+    plain = diffusers.VQModel(
+        **{key: value for key, value in FAMILIES["LDM"].autoencoder().config.items()
+           if key != "scaling_factor" and not key.startswith("_")}
+    )  # fmt: skip
+    backbone = load_backbone(make_pipeline("LDM", {**parts, "vqvae": plain}))
+    assert backbone.autoencoder.scale == 1.0
+    backbone.save_pretrained(tmp_path)  # where diffusers writes its default down
+    assert load_backbone(tmp_path).autoencoder.scale == 1.0
+    assert load("LDM", tiny_folders).autoencoder.scale == 0.5
+
+
+# Fits
+
+
+@pytest.fixture(scope="session")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (20, 9, 11, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fit_predict_save_and_load(name, tiny_folders, images, tmp_path):
+    backbone = load(name, tiny_folders)
+    backbone.save_pretrained(tmp_path / "backbone")
+    layers = list(FeatureExtractor(backbone).layer_shapes())
+    model = DiffusionEmbeddedClustering(
+        2, backbone=tmp_path / "backbone", layer=layers[:2], pooling=1, n_init=2, max_epochs=2, warmup_epochs=1, n_draws=2,
+        random_state=0,
+    ).fit(images)  # fmt: skip
+    linear = (1 / diffusers.DDPMScheduler().alphas_cumprod - 1).sqrt().numpy()
+    ratios = (backbone.levels.noise / backbone.levels.signal).numpy()[list(model.timesteps_)]
+    np.testing.assert_allclose(ratios, linear[[10, 25, 50, 100, 150, 200, 300, 400]], rtol=0.25)
+    assert len(model.share_explained_) == 3
+    np.testing.assert_array_equal(model.predict(images), model.labels_)
+    model.save(tmp_path / "model")
+    loaded = skdiec.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict_proba(images), model.predict_proba(images))
+    assert loaded.backbone_.fingerprint() == model.backbone_.fingerprint() == backbone.fingerprint()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_of_a_row_are_the_same_in_any_batch(name, tiny_folders, images):
+    from skdiec.activations import Cell
+    from skdiec.images import as_image_source
+
+    backbone = load(name, tiny_folders)
+    layer = list(FeatureExtractor(backbone).layer_shapes())[-1]
+    source, cell = as_image_source(np.concatenate([images] * 4)), Cell(layer, 100, 2)
+    expected = FeatureExtractor(backbone, n_draws=3, shift=1).extract(source, [cell])[cell]
+    for size, rows in [(32, None), (64, np.array([7, 3, 70])), (96, np.arange(40, 80))]:
+        extractor = FeatureExtractor(backbone, n_draws=3, shift=1, batch_size=size)
+        found = extractor.extract(source, [cell], rows=rows)[cell]
+        # To the bit in transformers; convolutions of some widths have other kernels for other batches.
+        atol = 2e-6 if backbone.network_part == "unet" else 0
+        np.testing.assert_allclose(found, expected if rows is None else expected[rows], atol=atol, rtol=0)
+
+
+# What networks are told
+
+
+def test_prompts_are_refused_as_layers(tiny_folders):
+    for name, layer in [
+        ("PixArt", "caption_projection"), ("Stable Diffusion 3", "context_embedder"), ("Flux dev", "context_embedder"),
+        ("Sana", "caption_projection"),
+        ("Stable Diffusion 1", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"),
+        ("Kandinsky 2.2", "encoder_hid_proj"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=f"layer '{layer}' yields no map of activations; choose one of "):
+            FeatureExtractor(load(name, tiny_folders)).layer_shapes([layer])
+    # 49 tokens of a prompt would make a square, and 16 as many as the image has.
+    backbone = load("Stable Diffusion 1", tiny_folders)
+    for count in (16, 49):
+        backbone.condition = {"encoder_hidden_states": noise(1, count, 12)}
+        with pytest.raises(ValueError, match="yields no map"):
+            FeatureExtractor(backbone).layer_shapes(["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"])
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0"
+    assert FeatureExtractor(backbone).layer_shapes([layer]) == {layer: (8, 8, 8)}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if FAMILIES[name].condition and name != "Stable Diffusion XL"])
+def test_condition_must_be_there_and_whole(name, tiny_folders):
+    told = FAMILIES[name].told()
+    keys = ", ".join(f"'{key}': ..." for key in told)
+    with pytest.raises(ValueError, match=rf"has no text encoder that would .*: pass condition=\{{{keys}\}} to load"):
+        load_backbone(tiny_folders[name])
+    first = next(iter(told))
+    with pytest.raises(ValueError, match=f"condition must have {', '.join(told)} for .*; got 'other'$"):
+        load_backbone(tiny_folders[name], condition={"other": told[first]})
+    with pytest.raises(ValueError, match=rf"condition: {first} must be a tensor of shape \(1, ...\); got \(2, "):
+        load_backbone(tiny_folders[name], condition={**told, first: torch.cat([told[first]] * 2)})
+
+
+def test_sdxl_is_told_zeros(tiny_folders):
+    backbone = load_backbone(tiny_folders["Stable Diffusion XL"])
+    assert {name: tuple(value.shape) for name, value in backbone.condition.items()} == {
+        "encoder_hidden_states": (1, 77, 12), "text_embeds": (1, 10),
+    }  # fmt: skip
+    assert not any(value.any() for value in backbone.condition.values())
+
+
+def test_condition_is_nothing_for_a_network_that_is_told_nothing(tiny_folders):
+    for name in ("DiT", "LDM"):
+        with pytest.raises(ValueError, match=r"condition must have nothing for .*; got 'encoder_hidden_states'"):
+            load_backbone(tiny_folders[name], condition={"encoder_hidden_states": noise(1, 2, 3)})
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [17, 0, -16, (16,), (16, 16, 16), "16", 16.0, True, 2**14, (16, 6)])
+def test_image_size_must_be_one_that_the_network_can_halve(size, tiny_folders):
+    with pytest.raises(ValueError, match=r"image_size must be a multiple of 4, or a pair of them, .*; got "):
+        load("Stable Diffusion 1", tiny_folders, image_size=size)
+
+
+def test_dit_makes_squares_alone(tiny_folders):
+    with pytest.raises(ValueError, match=r"image_size must be square for DiT; got \(16, 32\)"):
+        load("DiT", tiny_folders, image_size=(16, 32))
+    assert load("DiT", tiny_folders, image_size=32).input_shape == (4, 16, 16)
+
+
+def test_flux_is_of_1024_pixels_by_default(tiny_folders):
+    backbone = load_backbone(tiny_folders["Flux dev"], condition=FAMILIES["Flux dev"].told())
+    assert backbone.input_shape == (4, 128, 128)

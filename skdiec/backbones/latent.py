@@ -201,10 +201,11 @@ class LatentBackbone(Backbone):
         -------
         dict of str to Tensor of shape (n, ...)
         """
-        return {
-            name: value.to(x.device, x.dtype if value.is_floating_point() else None).expand(len(x), *value.shape[1:])
-            for name, value in self.condition.items()
-        }
+        told = {}
+        for name, value in self.condition.items():
+            value = value.to(x.device, x.dtype if value.is_floating_point() else None)
+            told[name] = value.repeat(len(x), *[1] * (value.ndim - 1))  # not expanded: some networks view it otherwise
+        return told
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Turn prepared images into latents, of the scale that the network was trained on."""

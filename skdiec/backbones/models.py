@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections import Counter
@@ -190,7 +191,15 @@ def copied_model(model: nn.Module, where: str, dtype: torch.dtype | None = None)
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)
         for name, tensor in weights.items()
     }
-    return new_model(type(model), model.config, copies, where)
+    # What nobody chose, the copy is to know as its class's default too.
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(type(model).__init__).parameters.items()
+    }
+    unchosen = {
+        name for name in model.config.get("_use_default_values", ()) if model.config[name] == defaults.get(name)
+    }
+    config = {name: value for name, value in model.config.items() if name not in unchosen}
+    return new_model(type(model), config, copies, where)
 
 
 def read_weights(model: nn.Module, files: Sequence[Path], dtype: torch.dtype = torch.float32) -> None:

@@ -132,7 +132,7 @@ class HunyuanDiTBackbone(TransformerBackbone):
         rotary = get_2d_rotary_pos_embed(
             network.inner_dim // network.num_heads, region, (rows, columns), device=x.device, output_type="pt"
         )
-        sizes = x.new_tensor([[1024, 1024, height, width, 0, 0]]).expand(len(x), -1)
+        sizes = x.new_tensor([[1024, 1024, height, width, 0, 0]]).repeat(len(x), 1)
         return network(
             x,
             time.to(x.dtype),
