@@ -277,8 +277,8 @@ def test_fit_predict_save_and_load(name, tiny_folders, images, tmp_path):
     backbone.save_pretrained(tmp_path / "backbone")
     layers = list(FeatureExtractor(backbone).layer_shapes())
     model = DiffusionEmbeddedClustering(
-        2, backbone=tmp_path / "backbone", layer=layers[:2], pooling=1, n_init=2, max_epochs=2, warmup_epochs=1, n_draws=2,
-        random_state=0,
+        2, backbone=tmp_path / "backbone", layer=layers[:2], pooling=1, n_init=2, max_epochs=2, warmup_epochs=1,
+        n_draws=2, random_state=0,
     ).fit(images)  # fmt: skip
     linear = (1 / diffusers.DDPMScheduler().alphas_cumprod - 1).sqrt().numpy()
     ratios = (backbone.levels.noise / backbone.levels.signal).numpy()[list(model.timesteps_)]

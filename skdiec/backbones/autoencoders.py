@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skdiec.messages import shown
+from skdiec.backbones.config_files import Fields
 
 CLASSES = ("AutoencoderKL", "AutoencoderDC", "VQModel")
 """Classes that can be used."""
@@ -47,9 +47,8 @@ class Autoencoder:
         if scale is None:
             is_default = self.kind == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
             scale = 1.0 if is_default else config.scaling_factor
-        self.scale = float(scale)
-        if not self.scale > 0:
-            raise ValueError(f"the backbone's autoencoder must have a scaling_factor above 0; got {shown(scale)}")
+        where = "the configuration of the backbone's autoencoder"
+        self.scale = Fields({"scaling_factor": scale}, where).number("scaling_factor", 1e-12, 1e12)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

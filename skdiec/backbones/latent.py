@@ -14,6 +14,7 @@ from skdiec.backbones.autoencoders import CLASSES, Autoencoder
 from skdiec.backbones.base import Backbone, Parts
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.levels import NoiseLevels
+from skdiec.backbones.networks import sides
 from skdiec.backbones.repository import Index
 from skdiec.messages import shown
 
@@ -78,7 +79,8 @@ class LatentBackbone(Backbone):
                 f"latents; got one of {channels}, such as for inpainting"
             )
         step = autoencoder.factor * self._side_multiple(network)
-        height, width = _size(image_size, self._default_size(network, autoencoder.factor), step)
+        default = self._default_size(network, autoencoder.factor) if image_size is None else (0, 0)
+        height, width = _size(image_size, default, step)
         super().__init__(
             network,
             scheduler,
@@ -99,9 +101,11 @@ class LatentBackbone(Backbone):
 
     def _default_size(self, network: nn.Module, factor: int) -> tuple[int, int]:
         """Return the sides of the images that the network was trained on."""
-        size = network.config.sample_size
-        height, width = size if isinstance(size, Sequence) else (size, size)
-        return factor * int(height), factor * int(width)
+        where = f"the configuration of the network of {self.title}"
+        size = sides(network.config, where)
+        if size is None:
+            raise ValueError(f"{where} has no sample_size, so image_size must be stated")
+        return factor * size[0], factor * size[1]
 
     @classmethod
     def from_parts(cls, parts: Parts) -> LatentBackbone:
