@@ -668,7 +668,7 @@ class DiffusionEmbeddedClustering(
                 report=lambda done, total, loss: steps.report(done, total),
             )
         elif backbone is self.backbone:  # a Backbone of the caller's
-            backbone = backbone.copy()
+            backbone = backbone.copy(setup.device)
         self.backbone_ = backbone.to(setup.device)
         self.share_explained_ = check_share_explained(
             backbone, source, is_trained_on_it=setup.pretraining is not None, seed=setup.seeds.noise
@@ -997,7 +997,8 @@ class DiffusionEmbeddedClustering(
         head = None if self.head == "direct" else ResidualHead(start.h.shape[1], self.hidden_size, seed=seed)
         device = extractor.backbone.device
         if self.train_backbone:
-            self.backbone_ = extractor.backbone.copy().to(device)
+            self.backbone_ = extractor.backbone.copy(device)
+            self.backbone_.network.float()  # gradients are too small for half precision
             self._extractors.append(dataclasses.replace(extractor, backbone=self.backbone_))
             embedder: Embedder = BackboneEmbedder(
                 CellFeatures(dataclasses.replace(self._extractors[1], latents=LatentCache()), source, self._cell),

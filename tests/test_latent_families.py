@@ -40,8 +40,7 @@ def make_pipeline(name, parts):
 
 def load(name, folders, **options):
     tiny = FAMILIES[name]
-    if "Flux" in name:
-        options.setdefault("image_size", 16)
+    options.setdefault("image_size", tiny.image_size)
     return load_backbone(folders[name], condition=tiny.told() or None, **options)
 
 
@@ -60,7 +59,7 @@ def arguments(name):
         call["pooled_prompt_embeds"] = told["pooled_projections"]
     if mask is not None:
         call["prompt_attention_mask"] = mask
-    if name in ("PixArt", "Sana"):
+    if name in ("PixArt", "PixArt at 1024", "Sana"):
         call |= {"negative_prompt": None, "use_resolution_binning": False}
     if name == "AuraFlow":
         call["prompt_attention_mask"] = torch.ones(1, states.shape[1])
@@ -375,3 +374,49 @@ def test_dit_makes_squares_alone(tiny_folders):
 def test_flux_is_of_1024_pixels_by_default(tiny_folders):
     backbone = load_backbone(tiny_folders["Flux dev"], condition=FAMILIES["Flux dev"].told())
     assert backbone.input_shape == (4, 128, 128)
+
+
+# The guard
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_share_explained_is_one_of_a_perfect_network_and_negative_of_a_wrong_one(name, tiny_folders, images):
+    from skdiec.backbones.guard import share_explained
+    from skdiec.images import as_image_source
+
+    backbone, source, seen = load(name, tiny_folders), as_image_source(images), {}
+    real = backbone.add_noise
+
+    def remember(x0, e, timesteps):
+        seen.update(x0=x0, e=e, timesteps=timesteps)
+        return real(x0, e, timesteps)
+
+    backbone.add_noise = remember
+    backbone.predict = lambda x_t, timesteps: backbone.target(seen["x0"], seen["e"], timesteps)
+    assert list(share_explained(backbone, source).values()) == pytest.approx([1, 1, 1], abs=1e-5)
+    np.testing.assert_allclose(seen["x0"], backbone.encode(backbone.prepare(torch.from_numpy(source.read(slice(20))))))
+    backbone.predict = lambda x_t, timesteps: -backbone.target(seen["x0"], seen["e"], timesteps)
+    assert max(share_explained(backbone, source).values()) < -1
+
+
+@pytest.mark.filterwarnings("ignore:training collapsed", "ignore:generative drift")
+@pytest.mark.parametrize("name", ["Stable Diffusion 1", "DiT", "Flux dev"])
+def test_backbone_trains_and_its_autoencoder_does_not(name, tiny_folders, planted, rng_untouched):
+    backbone = load(name, tiny_folders)
+    layer = list(FeatureExtractor(backbone).layer_shapes())[-1]
+    before = {
+        part: {key: x.clone() for key, x in module.state_dict().items()} for part, module in backbone.parts().items()
+    }
+    model = DiffusionEmbeddedClustering(
+        2, backbone=backbone, layer=layer, timestep=50, pooling=1, n_init=2, max_epochs=2, warmup_epochs=1,
+        train_backbone=True, random_state=0,
+    )  # fmt: skip
+    with rng_untouched():
+        model.fit(planted((16, 16), n_clusters=2)[0])
+    changed = {
+        part: any(not torch.equal(x, before[part][key]) for key, x in module.state_dict().items())
+        for part, module in model.backbone_.parts().items()
+    }
+    assert changed == {backbone.network_part: True, backbone.autoencoder_part: False}
+    assert backbone.fingerprint() == load(name, tiny_folders).fingerprint()
+    assert np.isfinite(model.history_["denoising"]).all()

@@ -24,6 +24,8 @@ class Tiny:
     condition: dict[str, tuple[int, ...]] = field(default_factory=dict)
     network_part: str = "transformer"
     autoencoder_part: str = "vae"
+    image_size: int | None = None
+    """Side of the images, where the network's own would be large."""
 
     def build(self) -> dict[str, Any]:
         """Return the parts, of weights that are the same each time."""
@@ -164,9 +166,13 @@ def _sd3(**config: Any) -> torch.nn.Module:
     )
 
 
-def _pixart() -> torch.nn.Module:
+def _pixart(**config: Any) -> torch.nn.Module:
     return diffusers.PixArtTransformer2DModel(
-        **HEADS, in_channels=4, out_channels=8, cross_attention_dim=16, caption_channels=12, norm_num_groups=1
+        **{**HEADS, "cross_attention_dim": 16, **config},
+        in_channels=4,
+        out_channels=8,
+        caption_channels=12,
+        norm_num_groups=1,
     )
 
 
@@ -237,6 +243,14 @@ FAMILIES = {
         ),
         lambda: diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
         kl,
+    ),
+    "PixArt at 1024": Tiny(
+        "PixArtAlphaPipeline",
+        lambda: _pixart(sample_size=128, attention_head_dim=12, cross_attention_dim=24),
+        lambda: diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+        kl,
+        {"encoder_hidden_states": (1, 7, 12), "encoder_attention_mask": (1, 7)},
+        image_size=16,
     ),
     "PixArt": Tiny(
         "PixArtSigmaPipeline",
@@ -323,12 +337,12 @@ FAMILIES = {
     ),
     "Flux schnell": Tiny(
         "FluxPipeline", flux, flow, lambda: kl(scaling_factor=0.3611, shift_factor=0.1159),
-        {"encoder_hidden_states": (1, 9, 12), "pooled_projections": (1, 10)},
+        {"encoder_hidden_states": (1, 9, 12), "pooled_projections": (1, 10)}, image_size=16,
     ),
     "Flux dev": Tiny(
         "FluxPipeline", lambda: flux(guidance_embeds=True), flow,
         lambda: kl(scaling_factor=0.3611, shift_factor=0.1159),
-        {"encoder_hidden_states": (1, 9, 12), "pooled_projections": (1, 10)},
+        {"encoder_hidden_states": (1, 9, 12), "pooled_projections": (1, 10)}, image_size=16,
     ),
     "AuraFlow": Tiny(
         "AuraFlowPipeline",

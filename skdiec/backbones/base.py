@@ -408,9 +408,24 @@ class Backbone(abc.ABC):
         outline.condition = {name: value.to("meta") for name, value in outline.condition.items()}
         return outline
 
-    def copy(self) -> Backbone:
-        """Return a backbone with weights of its own."""
-        return copy.deepcopy(self)
+    def copy(self, device: torch.device | str = "cpu") -> Backbone:
+        """Return a backbone with weights of its own, on a device: `to` says in which number format.
+
+        Parameters
+        ----------
+        device : torch.device or str, default="cpu"
+
+        Returns
+        -------
+        Backbone
+        """
+        device = torch.device(device)
+        if device.type == "cpu":
+            return copy.deepcopy(self).to(device)
+        # Moved, weights are copies already: large ones are not held twice on the way.
+        twin = object.__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin.to(device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that features depend on, under names of their own."""

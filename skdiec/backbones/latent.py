@@ -340,8 +340,9 @@ class StableDiffusionXLBackbone(_LatentUNet):
 
     @classmethod
     def accepts(cls, index: Index, config: Mapping[str, Any]) -> bool:
-        """Return whether the network is told of a prompt and of sizes."""
-        return config.get("addition_embed_type") == "text_time"
+        """Return whether the network is told of a prompt and of sizes, but of no aesthetic score, as refiners are."""
+        is_refiner = bool(index.options.get("requires_aesthetics_score", False))
+        return config.get("addition_embed_type") == "text_time" and not is_refiner
 
     @classmethod
     def empty_condition(cls, network: nn.Module, options: Mapping[str, Any]) -> dict[str, Tensor] | None:

@@ -275,7 +275,7 @@ def _wrap(backbone: Any, asked: Mapping[str, Any]) -> Backbone:
         )
     network = components[part]
     kinds = {name: ("", type(value).__name__) for name, value in components.items() if value is not None}
-    index = Index("backbone", type(backbone).__name__, kinds, {})
+    index = Index("backbone", type(backbone).__name__, kinds, dict(getattr(backbone, "config", {})))
     family = find_family(index, type(network).__name__, network.config)
     if family is PixelBackbone:
         return _wrap_pixels(network, components.get("scheduler"), asked)

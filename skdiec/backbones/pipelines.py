@@ -108,7 +108,7 @@ def wrap_pipeline(
         copied_model(components[family.network_part], "backbone"),
         scheduler_of(components.get("scheduler"), "the backbone's scheduler"),
         None if autoencoder is None else copied_model(components[autoencoder[0]], "backbone", torch.float32),
-        options=getattr(pipeline, "config", {}),
+        options=index.options,
         prompt=(lambda: pipeline) if has_text and hasattr(pipeline, "encode_prompt") else None,
         **asked,
     )
