@@ -2,9 +2,9 @@
 
 `DiffusionEmbeddedClustering` is a scikit-learn estimator for the method of "DiEC: Diffusion Embedded Clustering"
 (https://arxiv.org/abs/2512.20905). `Pretraining` says how it trains a compact diffusion model on the images; `pretrain`
-trains one beforehand, and `load_backbone` reads one that exists. `load` reads a fitted estimator that was saved.
-`skdiec.metrics` and `skdiec.scores` evaluate clusterings, `skdiec.datasets` has what they are compared on, and
-`skdiec.plotting` draws them.
+trains one beforehand, `load_backbone` reads one that exists, and `skdiec.backbones.register` adds a family of them.
+`load` reads a fitted estimator that was saved. `skdiec.metrics` and `skdiec.scores` evaluate clusterings,
+`skdiec.datasets` has what they are compared on, and `skdiec.plotting` draws them.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from skdiec._estimator import DiffusionEmbeddedClustering
 from skdiec._version import __version__
 from skdiec.backbones import Pretraining, load_backbone, pretrain
 
-_MODULES = ("datasets", "metrics", "plotting", "scores")
+_MODULES = ("backbones", "datasets", "metrics", "plotting", "scores")
 
 __all__ = ["DiffusionEmbeddedClustering", "Pretraining", "__version__", "load", "load_backbone", "pretrain", *_MODULES]
 

@@ -57,7 +57,7 @@ LIBRARIES = {
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
     "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
     "report": {"PIL", "matplotlib", "numpy"},
-    "saving": {"huggingface_hub", "numpy", "safetensors", "torch"},
+    "saving": {"huggingface_hub", "numpy", "safetensors"},
     "scores": {"numpy", "scipy"},
     "search": {"numpy", "scipy", "sklearn"},
     "seeding": {"torch"},
@@ -207,13 +207,14 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "load",
         "load_backbone",
         "pretrain",
+        "backbones",
         "datasets",
         "metrics",
         "plotting",
         "scores",
     }
     assert dir(skdiec) == sorted(skdiec.__all__)
-    for name in ("datasets", "metrics", "plotting", "scores"):
+    for name in ("backbones", "datasets", "metrics", "plotting", "scores"):
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018

@@ -1,6 +1,6 @@
 """Diffusion backbones: loading, adapting and pretraining them. The only room that imports diffusers."""
 
-from skdiec.backbones.base import Backbone
+from skdiec.backbones.base import Backbone, Parts
 from skdiec.backbones.devices import default_device, is_emulated
 from skdiec.backbones.families import register
 from skdiec.backbones.guard import check_share_explained
@@ -11,6 +11,7 @@ from skdiec.backbones.pretraining import Pretraining, pretrain, untrained_backbo
 
 __all__ = [
     "Backbone",
+    "Parts",
     "PixelBackbone",
     "Pretraining",
     "check_share_explained",

@@ -50,6 +50,11 @@ class Parts:
         As in `load_backbone`. Where the condition was saved, it counts as passed.
     prompt : callable
         Returns a pipeline that has the text parts of the family alone, and the network.
+
+    Examples
+    --------
+    >>> Parts(network=nn.Identity(), scheduler=None).condition is None
+    True
     """
 
     network: nn.Module
@@ -90,6 +95,18 @@ class Backbone(abc.ABC):
         How the network was trained, where `pretrain` did it.
     condition : dict of str to Tensor
         What the network is told in place of a prompt.
+
+    Examples
+    --------
+    >>> from diffusers import DDPMScheduler, UNet2DModel
+    >>> class MyBackbone(Backbone):
+    ...     def forward(self, x, time):
+    ...         return self.network(x, time).sample
+    >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    >>> network = UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, **blocks)
+    >>> backbone = MyBackbone(network, DDPMScheduler(), image_shape=(1, 8, 8))
+    >>> backbone.predict(torch.zeros(2, 1, 8, 8), torch.tensor([5, 50])).shape
+    torch.Size([2, 1, 8, 8])
     """
 
     networks: ClassVar[tuple[str | type, ...]] = ()

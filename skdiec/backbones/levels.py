@@ -106,7 +106,7 @@ class NoiseLevels:
         Level
         """
         columns = {column.name: getattr(self, column.name)[timesteps] for column in fields(self)}
-        return Level(**{name: x if name == "time" else x[:, None, None, None] for name, x in columns.items()})
+        return Level(**{name: x if name == "time" else x[..., None, None, None] for name, x in columns.items()})
 
     def to(self, device: torch.device) -> NoiseLevels:
         """Return the table on a device."""
