@@ -186,14 +186,14 @@ class Backbone(abc.ABC):
 
         Parameters
         ----------
-        x : Tensor of shape (n, *input_shape)
+        x : Tensor of shape ``(n, *input_shape)``
             Noisy images, scaled as the network wants them and in its type.
         time : Tensor of shape (n,)
             What tells the network how noisy they are.
 
         Returns
         -------
-        Tensor of shape (n, c, *input_shape[1:])
+        Tensor of shape ``(n, c, *input_shape[1:])``
             The first channels are the estimate, and there may be more.
         """
 
@@ -210,7 +210,7 @@ class Backbone(abc.ABC):
 
         Returns
         -------
-        Tensor of shape (n, *image_shape)
+        Tensor of shape ``(n, *image_shape)``
             On the same device, of the same type.
         """
         channels, height, width = self.image_shape
@@ -226,7 +226,7 @@ class Backbone(abc.ABC):
 
         Returns
         -------
-        Tensor of shape (n, *input_shape)
+        Tensor of shape ``(n, *input_shape)``
         """
         return pixels
 
@@ -235,11 +235,11 @@ class Backbone(abc.ABC):
 
         Parameters
         ----------
-        x0 : Tensor of shape (n, *input_shape)
+        x0 : Tensor of shape ``(n, *input_shape)``
 
         Returns
         -------
-        Tensor of shape (n, *image_shape)
+        Tensor of shape ``(n, *image_shape)``
             Images in [-1, 1], nominally.
         """
         low, high = self.value_range
@@ -326,14 +326,14 @@ class Backbone(abc.ABC):
 
         Parameters
         ----------
-        x0, noise : Tensor of shape (n, *input_shape)
+        x0, noise : Tensor of shape ``(n, *input_shape)``
             Encoded images, and standard normal noise e.
         timesteps : Tensor of shape (n,), integer
             From 0 to ``num_train_timesteps - 1``.
 
         Returns
         -------
-        Tensor of shape (n, *input_shape)
+        Tensor of shape ``(n, *input_shape)``
         """
         return self.levels.at(timesteps).noised(x0, noise)
 
@@ -342,12 +342,12 @@ class Backbone(abc.ABC):
 
         Parameters
         ----------
-        x_t : Tensor of shape (n, *input_shape)
+        x_t : Tensor of shape ``(n, *input_shape)``
         timesteps : Tensor of shape (n,), integer
 
         Returns
         -------
-        Tensor of shape (n, *input_shape)
+        Tensor of shape ``(n, *input_shape)``
         """
         level = self.levels.at(timesteps)
         # A network with learned variances has twice the channels; the estimate comes first.
@@ -363,7 +363,7 @@ class Backbone(abc.ABC):
 
         Returns
         -------
-        Tensor of shape (n, *input_shape)
+        Tensor of shape ``(n, *input_shape)``
         """
         return self.levels.at(timesteps).target(x0, noise)
 
