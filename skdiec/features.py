@@ -512,7 +512,8 @@ class CellFeatures:
         if torch.is_grad_enabled():
             x0 = self.extractor.encoded(self.source, images.rows, chosen)
             return self.extractor._passes(x0, [self.cell], chosen, ROW_MULTIPLE)[self.cell]
-        return self.extractor._forward_in_parts(self.source, images, [self.cell], chosen, len(rows))[0][self.cell]
+        size = max(len(rows), ROW_MULTIPLE)
+        return self.extractor._forward_in_parts(self.source, images, [self.cell], chosen, size)[0][self.cell]
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps (L_Re)."""

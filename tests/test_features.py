@@ -199,7 +199,7 @@ def test_pass_ends_at_the_deepest_wanted_layer(extractor):
     assert ran == ["mid_block", "up_blocks.0"] * 3
 
 
-@pytest.mark.parametrize("size", [24, 16, 8])
+@pytest.mark.parametrize("size", [24, 16, 8, 3, 1])
 @pytest.mark.usefixtures("small_groups")
 def test_passes_get_smaller_where_memory_does_not_suffice(size, extractor, caplog):
     expected = extractor.extract(SOURCE, CELLS)
@@ -215,13 +215,22 @@ def test_passes_get_smaller_where_memory_does_not_suffice(size, extractor, caplo
     found = extractor.extract(SOURCE, CELLS)
     for cell in CELLS:
         assert_allclose(found[cell], expected[cell], rtol=0, atol=1e-6)
-    tried = {24: [24], 16: [24, 16], 8: [24, 16, 8]}[size]
+    tried = {24: [24], 16: [24, 16], 8: [24, 16, 8], 3: [24, 16, 8, 4, 2], 1: [24, 16, 8, 4, 2, 1]}[size]
     assert list(dict.fromkeys(seen)) == ([*tried, 8] if size == 16 else tried)  # 21 rows are 16 and 5
     assert caplog.messages == [f"out of memory: going on with {n} images per forward pass" for n in tried[1:]]
     handle.remove()
     extractor.backbone.network.register_forward_pre_hook(lambda *_: run_out(None, [range(size + 1)]))
     with pytest.raises(torch.OutOfMemoryError):
         extractor.extract(SOURCE, CELLS)
+
+
+def test_small_batches_of_a_trained_backbone_are_filled_up_too(extractor):
+    seen, features = [], CellFeatures(extractor, SOURCE, CELLS[0])
+    extractor.backbone.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        features(torch.arange(5))
+    features(torch.arange(5))
+    assert set(seen) == {32}
 
 
 @pytest.mark.usefixtures("small_groups")
