@@ -408,7 +408,9 @@ class Backbone(abc.ABC):
         for name, module in self.parts().items():
             dtype = next(module.parameters()).dtype
             keeps = name == self.network_part and computes_in_dtype(dtype, device)
-            module.to(device, None if keeps else torch.float32)
+            module.to(device)
+            if not keeps and dtype != torch.float32:
+                module.to(torch.float32)
         self.condition = {name: value.to(device) for name, value in self.condition.items()}
         return self
 
