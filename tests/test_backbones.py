@@ -500,8 +500,11 @@ def test_pipeline_of_another_kind_is_told_of(index, network, tmp_path):
     ("index", "message"),
     [
         ({"transformer": ["diffusers", "UVit2DModel"]}, "is a SomePipeline with a UVit2DModel: it is aMUSEd, whose"),
-        ({"unet": ["diffusers", "StableCascadeUNet"]}, r"with a StableCascadeUNet: it is Stable Cascade \(Wuerst"),
-        ({"unet": ["diffusers", "WuerstchenPrior"]}, r"with a WuerstchenPrior: it is Stable Cascade \(Wuerst"),
+        (
+            {"decoder": ["stable_cascade", "StableCascadeUNet"]},
+            r"with a StableCascadeUNet: it is Stable Cascade \(Wuerst",
+        ),
+        ({"prior": ["wuerstchen", "WuerstchenPrior"]}, r"with a WuerstchenPrior: it is Stable Cascade \(Wuerst"),
     ],
 )
 def test_pipelines_without_levels_of_noise_are_refused_by_name(index, message, tmp_path):

@@ -170,8 +170,9 @@ def find_family(index: Index, name: str, config: Mapping[str, Any]) -> type[Back
     for family in _FAMILIES:
         if network_class(family, name) is not None and family.accepts(index, config):
             return family
-    if name in _REFUSED:
-        raise ValueError(f"{index.where} is a {index.kind} with a {name}: it is {_REFUSED[name]}")
+    for kind in (name, *(kind for _, kind in index.parts.values())):
+        if kind in _REFUSED:
+            raise ValueError(f"{index.where} is a {index.kind} with a {kind}: it is {_REFUSED[kind]}")
     others = ", ".join(part for part, (_, kind) in index.parts.items() if kind != name and part != "scheduler")
     beside = f", beside {others}" if others else ""
     titles = "; ".join(family.title or family.__name__ for family in _FAMILIES)
