@@ -2,10 +2,10 @@
 
 `DiffusionEmbeddedClustering` is a scikit-learn estimator for the method of "DiEC: Diffusion Embedded Clustering"
 (https://arxiv.org/abs/2512.20905). `Pretraining` says how it trains a compact diffusion model on the images; `pretrain`
-trains one beforehand, and `load_backbone` reads one that exists. `load` reads a fitted estimator that was saved.
-`skdiec.metrics` and `skdiec.scores` evaluate clusterings, `skdiec.datasets` has what they are compared on,
-`skdiec.plotting` draws them, `skdiec.naming` names their clusters, and `skdiec.report` writes what a fit has found as a
-page to look at and to correct.
+trains one beforehand, `load_backbone` reads one that exists, and `skdiec.backbones.register` adds a family of them.
+`load` reads a fitted estimator that was saved. `skdiec.metrics` and `skdiec.scores` evaluate clusterings,
+`skdiec.datasets` has what they are compared on, `skdiec.plotting` draws them, `skdiec.naming` names their clusters, and
+`skdiec.report` writes what a fit has found as a page to look at and to correct.
 """
 
 import importlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from skdiec._load import load
     from skdiec.backbones import Pretraining, load_backbone, pretrain
 
-_MODULES = ("datasets", "metrics", "naming", "plotting", "report", "scores")
+_MODULES = ("backbones", "datasets", "metrics", "naming", "plotting", "report", "scores")
 _HOMES = {
     "DiffusionEmbeddedClustering": "_estimator",
     "Pretraining": "backbones",

@@ -29,7 +29,7 @@ from skdiec._callbacks import OF_SKLEARN, CallbackSupportMixin, Stages, Steps, w
 from skdiec._parameters import CONSTRAINTS, check_init, check_parameters, search_space
 from skdiec._version import __version__
 from skdiec.backbones import (
-    PixelBackbone,
+    Backbone,
     Pretraining,
     check_share_explained,
     default_device,
@@ -38,7 +38,7 @@ from skdiec.backbones import (
     pretrain,
     untrained_backbone,
 )
-from skdiec.features import CellFeatures, FeatureExtractor, check_space, map_features, suited_batch_size
+from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import knn_graph
 from skdiec.images import (
     FileImages,
@@ -57,6 +57,7 @@ from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
 from skdiec.scores import modularity, normalized_cut
 from skdiec.search import SearchResult, search_cells
 from skdiec.state import push_model, save_model
+from skdiec.storage import LatentCache, check_space
 from skdiec.training import (
     BackboneEmbedder,
     Embedder,
@@ -125,8 +126,8 @@ class DiffusionEmbeddedClustering(
         searched; None searches all blocks.
 
     timestep : int or sequence of int, default=None
-        Timestep of the noise schedule, from 0. One is used, several are searched; None searches eight
-        between 1 % and 40 % of the schedule.
+        Timestep of the noise schedule, from 0. One is used, several are searched; None searches eight, whose noise
+        is that of a DDPM's timesteps 10 to 400 of 1,000.
 
     pooling : int or sequence of int, default=None
         Maps of activations are averaged over ``pooling x pooling`` cells. One is used, several are searched; None
@@ -371,7 +372,7 @@ class DiffusionEmbeddedClustering(
     warnings_ : list of str
         The text of each warning that `fit` gave. Empty in models that earlier versions saved.
 
-    backbone_ : PixelBackbone
+    backbone_ : Backbone
         The diffusion model; ``backbone_.save_pretrained(folder)`` saves a diffusers pipeline.
 
     n_components_ : int
@@ -672,8 +673,8 @@ class DiffusionEmbeddedClustering(
                 verbose=self.verbose,
                 report=lambda done, total, loss: steps.report(done, total),
             )
-        elif backbone is self.backbone:  # a PixelBackbone of the caller's
-            backbone = backbone.copy()
+        elif backbone is self.backbone:  # a Backbone of the caller's
+            backbone = backbone.copy(setup.device)
         self.backbone_ = backbone.to(setup.device)
         self.share_explained_ = check_share_explained(
             backbone, source, is_trained_on_it=setup.pretraining is not None, seed=setup.seeds.noise
@@ -965,7 +966,7 @@ class DiffusionEmbeddedClustering(
         source, seeds, memory = setup.source, setup.seeds, setup.memory
         size = min(len(source), self.max_search_samples)
         order = np.random.default_rng(seeds.subset).choice(len(source), size, replace=False)
-        extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
+        extractor = dataclasses.replace(extractor, n_draws=self.search_draws, latents=LatentCache())
         key: tuple = ()
         if memory.location is not None:
             settings = (seeds, extractor.shift, extractor.precision, __version__)
@@ -1002,10 +1003,11 @@ class DiffusionEmbeddedClustering(
         head = None if self.head == "direct" else ResidualHead(start.h.shape[1], self.hidden_size, seed=seed)
         device = extractor.backbone.device
         if self.train_backbone:
-            self.backbone_ = extractor.backbone.copy().to(device)
+            self.backbone_ = extractor.backbone.copy(device)
+            self.backbone_.network.float()  # gradients are too small for half precision
             self._extractors.append(dataclasses.replace(extractor, backbone=self.backbone_))
             embedder: Embedder = BackboneEmbedder(
-                CellFeatures(self._extractors[1], source, self._cell),
+                CellFeatures(dataclasses.replace(self._extractors[1], latents=LatentCache()), source, self._cell),
                 start.projection,
                 start.h,
                 head,
@@ -1101,7 +1103,7 @@ class _Setup:
 
     source: ImageSource
     files: Sequence[Path] | None
-    backbone: PixelBackbone
+    backbone: Backbone
     """Untrained where `pretraining` is not None."""
     pretraining: Pretraining | None
     layers: Mapping[str, tuple[int, int, int]]

@@ -24,7 +24,7 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import check_memory
 
-from skdiec.backbones import PixelBackbone, Pretraining
+from skdiec.backbones import Backbone, Pretraining, linear_ratio
 from skdiec.features import FeatureExtractor
 from skdiec.messages import MAX_LENGTH, shortened, shown
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
 
 DEFAULT_TIMESTEPS = (10, 25, 50, 100, 150, 200, 300, 400)
-"""Timesteps searched by default, of a schedule of 1,000; scaled to schedules of another length."""
+"""Timesteps searched by default, of a DDPM's linear schedule; of others, those with the nearest noise to signal."""
 
 DEFAULT_POOLINGS = (1, 2, 4)
 """Poolings searched by default."""
@@ -136,14 +136,14 @@ def check_parameters(estimator: BaseEstimator) -> None:
 
 
 def search_space(
-    estimator: BaseEstimator, backbone: PixelBackbone
+    estimator: BaseEstimator, backbone: Backbone
 ) -> tuple[dict[str, tuple[int, int, int]], tuple[int, ...], tuple[int, ...]]:
     """Return the candidates of the search, checked against the backbone.
 
     Parameters
     ----------
     estimator : DiffusionEmbeddedClustering
-    backbone : PixelBackbone
+    backbone : Backbone
 
     Returns
     -------
@@ -157,8 +157,7 @@ def search_space(
     ValueError
         For a layer, timestep or pooling that the backbone does not have.
     """
-    schedule = backbone.num_train_timesteps
-    default = sorted({round(timestep * schedule / 1000) for timestep in DEFAULT_TIMESTEPS})
+    default = backbone.nearest_timesteps(map(linear_ratio, DEFAULT_TIMESTEPS), backbone.num_train_timesteps - 1)
     default = [t for t in default if t <= backbone.max_timestep] or [backbone.max_timestep]
     timesteps = candidates("timestep", estimator.timestep, default, Integral)
     for timestep in timesteps:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from skdiec.messages import shown
 
+ToMap = Callable[[str, Any], Tensor | None]
+
 _HOOKING = threading.Lock()
 """Held while a hook is added: torch numbers hooks in two steps, between which another thread would get the same one."""
 
@@ -71,8 +73,46 @@ def block_names(network: nn.Module) -> list[str]:
     return names
 
 
+def as_map(layer: str, output: Any) -> Tensor | None:
+    """Return a layer's output as a map, where it is one.
+
+    Parameters
+    ----------
+    layer : str
+        Its name, which does not matter here.
+    output : object
+        Of several outputs, the first counts: down blocks also return their skip connections.
+
+    Returns
+    -------
+    Tensor of shape (n, channels, height, width) or None
+
+    Examples
+    --------
+    >>> as_map("block", torch.zeros(2, 9, 5)).shape  # tokens of a square image
+    torch.Size([2, 5, 3, 3])
+    >>> as_map("block", torch.zeros(2, 5)) is None
+    True
+    """
+    if isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    if not isinstance(output, Tensor):
+        return None
+    if output.ndim == 4:
+        return output
+    if output.ndim == 3 and math.isqrt(output.shape[1]) ** 2 == output.shape[1]:
+        side = math.isqrt(output.shape[1])
+        return output.transpose(1, 2).unflatten(2, (side, side))
+    return None
+
+
 def layer_shapes(
-    network: nn.Module, forward: Callable[[], Any], names: Sequence[str] | None = None
+    network: nn.Module,
+    forward: Callable[[], Any],
+    names: Sequence[str] | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    to_map: ToMap = as_map,
 ) -> dict[str, tuple[int, int, int]]:
     """Find which layers yield maps, in the order in which a forward pass reaches them.
 
@@ -82,7 +122,11 @@ def layer_shapes(
     forward : callable
         Runs the network once.
     names : sequence of str, default=None
-        Module paths, as `torch.nn.Module.named_modules` gives them; None is `block_names`.
+        Module paths, as `torch.nn.Module.named_modules` gives them; None is `layers`.
+    layers : sequence of str, default=None
+        Those to choose from. None is `block_names`.
+    to_map : callable
+        From the name and the output of a layer to its map, or None. By default `as_map`.
 
     Returns
     -------
@@ -94,31 +138,30 @@ def layer_shapes(
     ValueError
         For an unknown name, or a named layer that yields no map.
     """
-    check_layers(network, names or ())
+    layers = block_names(network) if layers is None else layers
+    check_layers(network, names or (), layers)
     shapes: dict[str, tuple[int, int, int]] = {}
 
     def record(name: str, output: Any) -> None:
-        activation = _as_map(output)
+        activation = to_map(name, output)
         if activation is not None:
             shapes.setdefault(name, tuple(activation.shape[1:]))  # type: ignore[arg-type]
 
-    with evaluating(network), torch.inference_mode(), _hooks(network, names or block_names(network), record):
+    with evaluating(network), torch.inference_mode(), _hooks(network, names or layers, record):
         forward()
     for name in names or ():
         if name not in shapes:
-            raise ValueError(
-                f"layer {shown(name)} yields no map of activations; choose one of {', '.join(block_names(network))}"
-            )
+            raise ValueError(f"layer {shown(name)} yields no map of activations; choose one of {', '.join(layers)}")
     return shapes
 
 
-def check_layers(network: nn.Module, names: Sequence[str]) -> None:
+def check_layers(network: nn.Module, names: Sequence[str], layers: Sequence[str] | None = None) -> None:
     """Raise ValueError, with the layers to choose from, for a name that is no module of the network."""
     known = dict(network.named_modules())
     for name in names:
         if not name or name not in known:
             raise ValueError(
-                f"unknown layer {shown(name)}: choose one of {', '.join(block_names(network))}, "
+                f"unknown layer {shown(name)}: choose one of {', '.join(layers or block_names(network))}, "
                 "or another module path of the network"
             )
 
@@ -128,6 +171,7 @@ def capture(
     forward: Callable[[], Any],
     layers: Sequence[str],
     reduce: Callable[[str, Tensor], Any],
+    to_map: ToMap = as_map,
 ) -> dict[str, Any]:
     """Run a forward pass and keep what `reduce` makes of the layers' maps.
 
@@ -145,6 +189,8 @@ def capture(
     reduce : callable
         Called as ``reduce(name, activation)`` with each map of shape (n, channels, height, width), in
         the middle of the pass, so that only its result is kept.
+    to_map : callable
+        As in `layer_shapes`.
 
     Returns
     -------
@@ -155,9 +201,10 @@ def capture(
     kept: dict[str, Any] = {}
 
     def keep(name: str, output: Any) -> None:
-        if name in kept:  # a module that runs again: as in `layer_shapes`, its first map counts
+        activation = None if name in kept else to_map(name, output)
+        if activation is None:  # a module that runs again: as in `layer_shapes`, its first map counts
             return
-        kept[name] = reduce(name, _as_map(output))
+        kept[name] = reduce(name, activation)
         if len(kept) == len(wanted):
             raise _Done
 
@@ -216,17 +263,3 @@ def _hooks(network: nn.Module, names: Sequence[str], act: Callable[[str, Any], N
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _as_map(output: Any) -> Tensor | None:
-    """Return a module's output as (n, channels, height, width), or None where it is no map."""
-    if isinstance(output, (tuple, list)):  # down blocks also return their skip connections
-        output = output[0] if output else None
-    if not isinstance(output, Tensor):
-        return None
-    if output.ndim == 4:
-        return output
-    if output.ndim == 3 and math.isqrt(output.shape[1]) ** 2 == output.shape[1]:  # tokens of a square image
-        side = math.isqrt(output.shape[1])
-        return output.transpose(1, 2).unflatten(2, (side, side))
-    return None

@@ -6,27 +6,25 @@ import hashlib
 import itertools
 import logging
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import joblib
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from skdiec import activations
 from skdiec.activations import Cell
-from skdiec.backbones import PixelBackbone
+from skdiec.backbones import Backbone
 from skdiec.images import ImageSource
 from skdiec.parallel import in_order, torch_pool, torch_threads
+from skdiec.storage import LatentCache, empty_array
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +46,6 @@ PIXELS_AT_ONCE = 2**20
 
 LARGEST_BATCH = 1024
 """Images per forward pass of a GPU at most: more keep no GPU busier."""
-
-MEMORY_MAP_ABOVE = 2**31
-"""Bytes above which a matrix is a memory map of a temporary file, which goes with it, instead of an array in memory."""
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _T = TypeVar("_T")
@@ -86,7 +81,7 @@ class FeatureExtractor:
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
         On the device that computes.
     n_draws : int, default=1
         Noise draws that are averaged.
@@ -103,15 +98,19 @@ class FeatureExtractor:
         Number format of the passes of `extract` (autocast where it is not fp32). Features are float32 in any case.
     memory : joblib.Memory, default=no caching
         Caches the matrices by images, weights and all that they depend on.
+    latents : LatentCache, default=None
+        Keeps what images are encoded to, for a backbone of latents: worth it where images are seen again. None keeps
+        nothing.
     """
 
-    backbone: PixelBackbone
+    backbone: Backbone
     n_draws: int = 1
     shift: int = 0
     seed: int = 0
     batch_size: int = BATCH_SIZE
     precision: str = "fp32"
     memory: joblib.Memory = field(default_factory=lambda: joblib.Memory(location=None, verbose=0))
+    latents: LatentCache | None = None
 
     def draws(self) -> list[Draw]:
         """Return what each pass sees of the images."""
@@ -123,26 +122,27 @@ class FeatureExtractor:
 
     def layer_shapes(self, names: Sequence[str] | None = None) -> dict[str, tuple[int, int, int]]:
         """Return ``(channels, height, width)`` of the layers' maps, in order of execution; see `activations`."""
-        backbone = self.backbone
-        probe = torch.zeros((1, *backbone.input_shape), dtype=torch.float32, device=backbone.device)
-        timesteps = torch.zeros(1, dtype=torch.long, device=backbone.device)
-        return activations.layer_shapes(backbone.network, lambda: backbone.predict(probe, timesteps), names)
+        outline, forward = self._outline()
+        return activations.layer_shapes(outline.network, forward, names, layers=outline.layers(), to_map=outline.to_map)
 
     def layer_costs(self, names: Iterable[str]) -> dict[str, float]:
         """Return the share of a whole pass's multiplications that a pass up to each layer takes, above 0 to 1."""
-        backbone = self.backbone
-        probe = torch.zeros((1, *backbone.input_shape), dtype=torch.float32, device=backbone.device)
-        timesteps = torch.zeros(1, dtype=torch.long, device=backbone.device)
+        outline, forward = self._outline()
 
         def work(layers: Sequence[str]) -> int:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                activations.capture(
-                    backbone.network, lambda: backbone.predict(probe, timesteps), layers, lambda layer, activation: None
-                )
+                activations.capture(outline.network, forward, layers, lambda layer, activation: None, outline.to_map)
             return counter.get_total_flops()
 
         whole = max(work([]), 1)
         return {name: max(work([name]), 1) / whole for name in names}
+
+    def _outline(self) -> tuple[Backbone, Callable[[], Tensor]]:
+        """Return a backbone that computes no numbers, and a pass of one image through it."""
+        outline = self.backbone.outline()
+        probe = torch.zeros((1, *outline.input_shape), dtype=torch.float32, device=outline.device)
+        timesteps = torch.zeros(1, dtype=torch.long, device=outline.device)
+        return outline, lambda: outline.predict(probe, timesteps)
 
     def extract(
         self,
@@ -208,19 +208,21 @@ class FeatureExtractor:
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         first = 0
 
-        def forward(images: Tensor) -> dict[Cell, Tensor]:
+        def forward(batch: _Batch) -> dict[Cell, Tensor]:
             nonlocal size
             # Both are a thread's own: the passes of a CPU are in several.
             with torch.inference_mode(), _computing_in(self.precision, device):
-                part, size = self._forward_in_parts(images, cells, draws, size)
+                part, size = self._forward_in_parts(source, batch, cells, draws, size)
             return part
 
+        offsets = {draw.offset for draw in draws}
+        ahead = _read_ahead(source, batches, device, lambda batch: self._are_encoded(source, batch, offsets))
         with activations.evaluating(network):
-            for part in _side_by_side(forward, _read_ahead(source, batches, device), self._n_passes(size)):
+            for part in _side_by_side(forward, ahead, self._n_passes(size)):
                 count = len(part[cells[0]])
                 for cell, values in part.items():
                     if cell not in features:
-                        features[cell] = _empty((len(rows), values.shape[1]), np.float32)
+                        features[cell] = empty_array((len(rows), values.shape[1]), np.float32)
                     features[cell][first : first + count] = values.cpu().numpy()
                 first += count
                 if report is not None:
@@ -240,22 +242,64 @@ class FeatureExtractor:
         return max(1, min(torch_threads(), MAX_PASSES, at_once))
 
     def _forward_in_parts(
-        self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw], size: int
+        self, source: ImageSource, batch: _Batch, cells: Sequence[Cell], draws: Sequence[Draw], size: int
     ) -> tuple[dict[Cell, Tensor], int]:
         """Return the features of a batch, and how many images at once the device's memory sufficed for."""
         device = self.backbone.device
         while True:
             try:
-                parts = [self.forward(part.to(device, non_blocking=True), cells, draws) for part in images.split(size)]
+                parts = []
+                for part in batch.split(size):
+                    x0 = self.encoded(source, part.rows, draws, part.images)
+                    parts.append(self._passes(x0, cells, draws, min(size, ROW_MULTIPLE)))
                 return {cell: torch.cat([part[cell] for part in parts]) for cell in cells}, size
             except torch.OutOfMemoryError:
-                if size <= ROW_MULTIPLE:
+                if size <= 1:
                     raise
             # Not in the handler, where the exception still holds the tensors of the pass that failed.
-            size = ROW_MULTIPLE * math.ceil(size / 2 / ROW_MULTIPLE)
+            size = ROW_MULTIPLE * math.ceil(size / 2 / ROW_MULTIPLE) if size > ROW_MULTIPLE else size // 2
             logger.warning("out of memory: going on with %d images per forward pass", size)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def encoded(
+        self, source: ImageSource, rows: NDArray[np.integer], draws: Sequence[Draw], images: Tensor | None = None
+    ) -> dict[tuple[int, int], Tensor]:
+        """Return what is noised: images as they are moved in some draws, prepared, and encoded.
+
+        Parameters
+        ----------
+        source : ImageSource
+        rows : integer array of shape (m,)
+            Which images.
+        draws : sequence of Draw
+        images : Tensor of shape (m, channels, height, width), default=None
+            What `source` has at these rows, where it was read already.
+
+        Returns
+        -------
+        dict of tuple to Tensor of shape (m, *input_shape)
+            For each offset of `draws`, on the backbone's device.
+        """
+        backbone, keeps = self.backbone, self.latents is not None and self.backbone.encodes
+        encoded: dict[tuple[int, int], Tensor] = {}
+        for offset in {draw.offset for draw in draws}:
+            found = self.latents.get(source, offset, rows) if keeps else None
+            if found is not None:
+                encoded[offset] = torch.from_numpy(found).to(backbone.device)
+                continue
+            if images is None:
+                images = torch.from_numpy(source.read(rows))
+            images = images.to(backbone.device, non_blocking=True)
+            encoded[offset] = backbone.encode(backbone.prepare(_moved(images, *offset)))
+            if keeps:
+                self.latents.put(source, offset, rows, encoded[offset].cpu().numpy())
+        return encoded
+
+    def _are_encoded(self, source: ImageSource, rows: NDArray[np.integer], offsets: Iterable[tuple[int, int]]) -> bool:
+        if self.latents is None or not self.backbone.encodes:
+            return False
+        return all(self.latents.has(source, offset, rows) for offset in offsets)
 
     def forward(self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw]) -> dict[Cell, Tensor]:
         """Compute the features of one batch, differentiable where gradients are enabled.
@@ -273,12 +317,20 @@ class FeatureExtractor:
         -------
         dict of Cell to Tensor of shape (n, channels * pooling**2), float32
         """
+        backbone, offsets = self.backbone, {draw.offset for draw in draws}
+        x0 = {offset: backbone.encode(backbone.prepare(_moved(images, *offset))) for offset in offsets}
+        return self._passes(x0, cells, draws, ROW_MULTIPLE)
+
+    def _passes(
+        self, encoded: Mapping[tuple[int, int], Tensor], cells: Sequence[Cell], draws: Sequence[Draw], multiple: int
+    ) -> dict[Cell, Tensor]:
+        """Return the features of what was encoded, by passes of a multiple of some number of rows."""
         backbone = self.backbone
-        n = len(images)
-        missing = -n % ROW_MULTIPLE
+        n = len(next(iter(encoded.values())))
+        missing = -n % multiple
         if missing:
-            images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
-        timesteps = torch.full((len(images),), cells[0].timestep, dtype=torch.long, device=images.device)
+            encoded = {offset: torch.cat([x0, x0[:1].expand(missing, *x0.shape[1:])]) for offset, x0 in encoded.items()}
+        timesteps = torch.full((n + missing,), cells[0].timestep, dtype=torch.long, device=backbone.device)
         wanted: dict[str, list[Cell]] = {}
         for cell in cells:
             wanted.setdefault(cell.layer, []).append(cell)
@@ -287,12 +339,15 @@ class FeatureExtractor:
             return {cell: activations.pool(activation, cell.pooling) for cell in wanted[layer]}
 
         totals: dict[Cell, Tensor] = {}
-        prepared = {offset: backbone.prepare(_moved(images, *offset)) for offset in {draw.offset for draw in draws}}
         for draw in draws:
-            x0 = prepared[draw.offset]
+            x0 = encoded[draw.offset]
             x_t = backbone.add_noise(x0, draw.noise.expand_as(x0), timesteps)
             maps = activations.capture(
-                backbone.network, lambda x_t=x_t: backbone.predict(x_t, timesteps), list(wanted), reduce
+                backbone.network,
+                lambda x_t=x_t: backbone.predict(x_t, timesteps),
+                list(wanted),
+                reduce,
+                backbone.to_map,
             )
             for pooled in maps.values():
                 for cell, values in pooled.items():
@@ -300,12 +355,31 @@ class FeatureExtractor:
         return {cell: total[:n] / len(draws) for cell, total in totals.items()}
 
 
-def _read_ahead(source: ImageSource, batches: Sequence[NDArray[np.integer]], device: torch.device) -> Iterator[Tensor]:
+class _Batch(NamedTuple):
+    """Some images of a source."""
+
+    rows: NDArray[np.integer]
+    images: Tensor | None  # None where they are not needed
+
+    def split(self, size: int) -> Iterator[_Batch]:
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            yield _Batch(self.rows[part], None if self.images is None else self.images[part])
+
+
+def _read_ahead(
+    source: ImageSource,
+    batches: Sequence[NDArray[np.integer]],
+    device: torch.device,
+    is_known: Callable[[NDArray[np.integer]], bool] = lambda rows: False,
+) -> Iterator[_Batch]:
     """Yield the images of each batch, ready to be sent to a device, and read those of the next one meanwhile."""
 
-    def read(batch: NDArray[np.integer]) -> Tensor:
-        images = torch.from_numpy(source.read(batch))
-        return images.pin_memory() if device.type == "cuda" else images
+    def read(rows: NDArray[np.integer]) -> _Batch:
+        if is_known(rows):
+            return _Batch(rows, None)
+        images = torch.from_numpy(source.read(rows))
+        return _Batch(rows, images.pin_memory() if device.type == "cuda" else images)
 
     with ThreadPoolExecutor(1) as reader:
         yield from in_order(reader, read, batches, ahead=1)
@@ -334,46 +408,6 @@ def _computing_in(precision: str, device: torch.device) -> AbstractContextManage
     return nullcontext()
 
 
-def check_space(n_bytes: int) -> None:
-    """Raise ValueError where a matrix would go to a temporary file that its folder has no room for.
-
-    Parameters
-    ----------
-    n_bytes : int
-        Size of the matrix.
-    """
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if n_bytes > MEMORY_MAP_ABOVE and n_bytes > free:
-        raise ValueError(_no_space(n_bytes, free))
-
-
-def _no_space(n_bytes: int, free: int) -> str:
-    return (
-        f"features of {_gibibytes(n_bytes)} go to a temporary file, but {tempfile.gettempdir()} has "
-        f"{_gibibytes(free)} left: set the environment variable TMPDIR to a folder with more room"
-    )
-
-
-def _gibibytes(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB"
-
-
-def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Return an array to fill: in memory, or past `MEMORY_MAP_ABOVE` bytes in a temporary file."""
-    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if n_bytes <= MEMORY_MAP_ABOVE:
-        return np.empty(shape, dtype)
-    # Not everywhere is there a call that reserves space.
-    reserve = getattr(os, "posix_fallocate", lambda descriptor, start, length: os.truncate(descriptor, length))
-    with tempfile.TemporaryFile(prefix="skdiec-") as file:
-        try:
-            # A file that only seems to have its size would kill the process when the disk is full.
-            reserve(file.fileno(), 0, n_bytes)
-        except OSError as error:
-            raise OSError(error.errno, _no_space(n_bytes, shutil.disk_usage(tempfile.gettempdir()).free)) from error
-        return np.memmap(file, dtype, mode="r+", shape=shape)
-
-
 def _moved(images: Tensor, right: int, down: int) -> Tensor:
     """Move images by some pixels, repeating those of the border."""
     if right == down == 0:
@@ -389,37 +423,52 @@ def _extract_cached(key: tuple, extractor: FeatureExtractor, arguments: tuple) -
     return extractor._extract(*arguments)
 
 
-def suited_batch_size(backbone: PixelBackbone) -> int:
+def suited_batch_size(backbone: Backbone) -> int:
     """Return how many images a forward pass should take: on a GPU as many as half of its free memory suffices for.
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
         On the device that computes. On a GPU, one pass measures what an image needs.
 
     Returns
     -------
     int
-        64 on a CPU; a multiple of 32 from 32 to 1,024 on a GPU.
+        64 on a CPU, 32 of large images; on a GPU a multiple of 32 from 32 to 1,024, or fewer than 32 where the memory
+        does not suffice.
     """
     if backbone.device.type != "cuda":
-        return BATCH_SIZE
+        n_pixels = math.prod(backbone.input_shape[1:])
+        return BATCH_SIZE if n_pixels <= PIXELS_AT_ONCE // BATCH_SIZE else ROW_MULTIPLE
     free, needed = _gpu_bytes(backbone)
-    return ROW_MULTIPLE * max(1, min(free // 2 // max(needed, 1), LARGEST_BATCH) // ROW_MULTIPLE)
+    count = min(free // 2 // max(needed, 1), LARGEST_BATCH)
+    return ROW_MULTIPLE * (count // ROW_MULTIPLE) if count >= ROW_MULTIPLE else 2 ** max(0, count.bit_length() - 1)
 
 
-def _gpu_bytes(backbone: PixelBackbone) -> tuple[int, int]:
+def _gpu_bytes(backbone: Backbone) -> tuple[int, int]:
     """Return the bytes that are free on the backbone's GPU, and those that a forward pass takes for each image."""
     device = backbone.device
     torch.cuda.empty_cache()  # what the allocator holds back is free too
     free, _ = torch.cuda.mem_get_info(device)
-    images = torch.zeros((ROW_MULTIPLE, *backbone.input_shape), device=device)
-    timesteps = torch.zeros(ROW_MULTIPLE, dtype=torch.long, device=device)
+    for count in (ROW_MULTIPLE, 4, 1):
+        try:
+            return free, _bytes_of_pass(backbone, count) // count
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+        torch.cuda.empty_cache()
+    raise AssertionError  # of the loop's last round
+
+
+def _bytes_of_pass(backbone: Backbone, count: int) -> int:
+    device = backbone.device
+    images = torch.zeros((count, *backbone.input_shape), device=device)
+    timesteps = torch.zeros(count, dtype=torch.long, device=device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with activations.evaluating(backbone.network), torch.inference_mode():
         backbone.predict(images, timesteps)
-    return free, (torch.cuda.max_memory_allocated(device) - before) // ROW_MULTIPLE
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 @dataclass(frozen=True)
@@ -459,21 +508,20 @@ class CellFeatures:
         """Return the features of some rows, shape (m, d), on the backbone's device: of one draw, or of all."""
         draws = self.extractor.draws()
         chosen = draws if draw is None else [draws[draw]]
-        images = self._images(rows)
+        images = _Batch(rows.cpu().numpy(), None)
         if torch.is_grad_enabled():
-            return self.extractor.forward(images, [self.cell], chosen)[self.cell]
-        return self.extractor._forward_in_parts(images, [self.cell], chosen, len(images))[0][self.cell]
+            x0 = self.extractor.encoded(self.source, images.rows, chosen)
+            return self.extractor._passes(x0, [self.cell], chosen, ROW_MULTIPLE)[self.cell]
+        size = max(len(rows), ROW_MULTIPLE)
+        return self.extractor._forward_in_parts(self.source, images, [self.cell], chosen, size)[0][self.cell]
 
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps (L_Re)."""
         backbone = self.extractor.backbone
-        x0 = backbone.prepare(self._images(rows))
+        x0 = self.extractor.encoded(self.source, rows.cpu().numpy(), self.extractor.draws()[:1])[0, 0]
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         timesteps = torch.randint(backbone.max_timestep + 1, (len(x0),), generator=generator, device=x0.device)
         return backbone.denoising_loss(x0, noise, timesteps)
-
-    def _images(self, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self.source.read(rows.cpu().numpy())).to(self.extractor.backbone.device)
 
 
 def map_features(
@@ -501,9 +549,12 @@ def map_features(
     result: NDArray | None = None
     for start in range(0, len(source), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(source)))
-        block = function(*(extractor.extract(source, [cell], rows=rows)[cell] for extractor in extractors))
+        # Where there are several, they see the same images.
+        latents = LatentCache() if len(extractors) > 1 else None
+        seeing = [replace(extractor, latents=latents) for extractor in extractors]
+        block = function(*(extractor.extract(source, [cell], rows=rows)[cell] for extractor in seeing))
         if result is None:
-            result = _empty((len(source), *block.shape[1:]), block.dtype)
+            result = empty_array((len(source), *block.shape[1:]), block.dtype)
         result[rows] = block
     if result is None:
         raise ValueError("source holds no image")

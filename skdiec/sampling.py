@@ -60,7 +60,7 @@ def sample_images(
                 x = sampler.step(predicted, timestep, x).prev_sample
             if report is not None:
                 report(batch * n_steps + step + 1, len(starts) * n_steps)
-        images[start : start + len(x)] = backbone.restore(x).clamp(-1, 1).float().cpu().numpy()
+        images[start : start + len(x)] = backbone.decode(x).clamp(-1, 1).float().cpu().numpy()
     return images
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from skdiec._version import __version__
-from skdiec.backbones import PixelBackbone, load_backbone
+from skdiec.backbones import Backbone, load_backbone
+from skdiec.backbones.base import update_hash
 from skdiec.backbones.config_files import Fields, opened_tensors, read_json
 from skdiec.backbones.folders import as_folder, put_back, reason, replacing_whole
 from skdiec.messages import shown
@@ -50,10 +50,17 @@ Expected = tuple[str, tuple[int, ...]]
 _BACKBONE_FILES = (
     "model_index.json",
     "skdiec.json",
+    "condition.safetensors",
     "scheduler/scheduler_config.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model*.safetensors",
-    "unet/diffusion_pytorch_model.safetensors.index.json",
+    *(
+        f"{part}/{file}"
+        for part in ("unet", "transformer", "vae", "vqvae", "movq")
+        for file in (
+            "config.json",
+            "diffusion_pytorch_model*.safetensors",
+            "diffusion_pytorch_model.safetensors.index.json",
+        )
+    ),
 )
 _HUB_FILES = (
     VALUES_FILE,
@@ -72,7 +79,7 @@ def write_model(
     folder: str | os.PathLike,
     values: Mapping[str, Any],
     arrays: Mapping[str, NDArray],
-    backbones: Sequence[PixelBackbone],
+    backbones: Sequence[Backbone],
     card: str,
     *,
     reference: str | None = None,
@@ -88,7 +95,7 @@ def write_model(
         ``"class"``, a str, and ``"parameters"`` and ``"fitted"``, mappings of what JSON can hold.
     arrays : mapping of str to ndarray
         Of the types of `DTYPES`.
-    backbones : sequence of PixelBackbone
+    backbones : sequence of Backbone
         One for each of `BACKBONE_FOLDERS` that is to be made.
     card : str
         Text of the README.
@@ -134,14 +141,14 @@ def write_model(
         (new / VALUES_FILE).write_text(text, encoding="ascii")
 
 
-def weights_hash(backbone: PixelBackbone) -> str:
+def weights_hash(backbone: Backbone) -> str:
     """Return a hash of what a backbone computes with: its weights and its noise schedule.
 
-    Unlike `PixelBackbone.fingerprint`, it stays the same where a later version of diffusers has further options.
+    Unlike `Backbone.fingerprint`, it stays the same where a later version of diffusers has further options.
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
 
     Returns
     -------
@@ -149,11 +156,13 @@ def weights_hash(backbone: PixelBackbone) -> str:
     """
     schedule = backbone.scheduler.config
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "prediction_type")
-    record = [*(schedule.get(name) for name in names), backbone.image_shape, backbone.patch_size]
+    others = [schedule[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho") if name in schedule]
+    record = [*(schedule.get(name) for name in names), *others, *backbone.settings()]
     digest = hashlib.sha256(json.dumps(record, default=str).encode())
-    for name, tensor in sorted(backbone.network.state_dict().items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, tensor in sorted(backbone.tensors().items()):
+        # What a prompt is encoded to differs in the last bits between machines.
+        if not name.startswith("condition:"):
+            update_hash(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -257,12 +266,12 @@ class ModelFolder:
                 raise ValueError(f"{self.where_arrays} has arrays that cannot be held: {error}") from error
         return {name: array.T if name in fortran else array for name, array in arrays.items()}
 
-    def backbones(self) -> list[PixelBackbone]:
+    def backbones(self) -> list[Backbone]:
         """Load the backbones.
 
         Returns
         -------
-        list of PixelBackbone
+        list of Backbone
 
         Raises
         ------
@@ -275,7 +284,7 @@ class ModelFolder:
             raise ValueError(f"model folder {self.path} was replaced while it was read: load it again")
         return backbones
 
-    def _backbone(self, place: Fields) -> PixelBackbone:
+    def _backbone(self, place: Fields) -> Backbone:
         if "folder" in place.values:
             folder = self.path / place.choice("folder", BACKBONE_FOLDERS)
             if not folder.is_dir():

@@ -13,7 +13,9 @@ PACKAGE = Path(skdiec.__file__).parent
 ROOT = PACKAGE.parent
 FLOORS = {
     "messages": -1,
-    **dict.fromkeys(["_callbacks", "activations", "dec", "graph", "images", "metrics", "parallel", "seeding"], 0),
+    **dict.fromkeys(
+        ["_callbacks", "activations", "dec", "graph", "images", "metrics", "parallel", "seeding", "storage"], 0
+    ),
     "backbones": 1,
     "partition": 1,
     "scores": 1,
@@ -30,11 +32,22 @@ LIBRARIES = {
     "_parameters": {"joblib", "numpy", "sklearn", "torch"},
     "_version": set(),
     "activations": {"torch"},
-    "backbones": {"diffusers", "filelock", "huggingface_hub", "numpy", "safetensors", "sklearn", "torch", "tqdm"},
+    "backbones": {
+        "diffusers",
+        "filelock",
+        "huggingface_hub",
+        "numpy",
+        "safetensors",
+        "sklearn",
+        "torch",
+        "tqdm",
+        "transformers",
+    },
     "cli": {"PIL", "numpy", "pyarrow", "sklearn", "torch", "tqdm", "typer"},
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},
+    "storage": {"numpy"},
     "graph": {"numpy", "pynndescent", "scipy", "sklearn"},
     "partition": {"numpy", "scipy", "sklearn"},
     "images": {"PIL", "numpy"},
@@ -46,7 +59,7 @@ LIBRARIES = {
     "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
     "report": {"PIL", "jinja2", "numpy", "scipy", "sklearn"},
     "sampling": {"numpy", "torch"},
-    "saving": {"huggingface_hub", "numpy", "safetensors", "torch"},
+    "saving": {"huggingface_hub", "numpy", "safetensors"},
     "scores": {"numpy", "scipy"},
     "search": {"numpy", "scipy", "sklearn"},
     "seeding": {"torch"},
@@ -66,6 +79,7 @@ WHEN_USED = {
     "pynndescent",
     "safetensors",
     "tqdm",
+    "transformers",
     "umap",
 }
 """What is imported inside the functions that need it, so that `import skdiec` is quick."""
@@ -189,7 +203,10 @@ def test_no_library_of_the_table_is_unused():
 def test_libraries_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["cli"], *extras["nndescent"], *extras["report"]]
+    requirements = [
+        *project["dependencies"],
+        *(one for extra in ("cli", "nndescent", "report", "text") for one in extras[extra]),
+    ]
     declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements} - {"skdiec"}
     used = {name.split(".")[0] for room in {*FLOORS, "cli", "report"} for name in LIBRARIES[room]}
     assert {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in used} == declared
@@ -203,6 +220,7 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "load",
         "load_backbone",
         "pretrain",
+        "backbones",
         "datasets",
         "metrics",
         "naming",
@@ -211,7 +229,7 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "scores",
     }
     assert dir(skdiec) == sorted(skdiec.__all__)
-    for name in ("datasets", "metrics", "naming", "plotting", "report", "scores"):
+    for name in ("backbones", "datasets", "metrics", "naming", "plotting", "report", "scores"):
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018

@@ -114,12 +114,6 @@ def test_folder_as_early_diffusers_saved_it(make_unet, tmp_path):
     assert backbone.num_train_timesteps == 50
 
 
-@pytest.mark.parametrize("config", [{"num_class_embeds": 10}, {"class_embed_type": "timestep"}])
-def test_model_that_wants_classes_is_refused(config, make_unet):
-    with pytest.raises(ValueError, match=r"wants the class of each image .*take an unconditional one"):
-        load_backbone(make_unet(**config))
-
-
 def test_folder_in_half_precision_is_read_as_float32(make_unet, tmp_path):
     half = make_unet().half()
     cosine_pipeline(half).save_pretrained(tmp_path)
@@ -485,24 +479,52 @@ def test_missing_weights_are_told_of(pipeline_folder):
 
 
 @pytest.mark.parametrize(
-    "index",
+    ("index", "network"),
     [
-        {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]},
-        {"_class_name": "StableDiffusionPipeline", "unet": [None, None]},
-        {"_class_name": "StableDiffusionPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"]},
+        ({"unet": ["diffusers", "UNet3DConditionModel"]}, "UNet3DConditionModel"),
+        ({"unet": [None, None]}, "none"),
+        ({"transformer": ["diffusers", "CogVideoXTransformer3DModel"]}, "CogVideoXTransformer3DModel"),
     ],
 )
-def test_pipeline_of_another_kind_is_told_of(index, tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    message = f"backbone {tmp_path} is a StableDiffusionPipeline; only pipelines of a pixel-space UNet2DModel"
+def test_pipeline_of_another_kind_is_told_of(index, network, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SomePipeline", **index}))
+    message = (
+        rf"backbone {tmp_path} is a SomePipeline of the network {network}: none of the families that can be used, "
+        r"which are DDPM .*; Stable Diffusion 1 and 2; .*; DiT; .*; Flux schnell and dev; AuraFlow$"
+    )
     with pytest.raises(ValueError, match=message):
         load_backbone(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderKL", "UNet2DConditionModel"])
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"transformer": ["diffusers", "UVit2DModel"]}, "is a SomePipeline with a UVit2DModel: it is aMUSEd, whose"),
+        (
+            {"decoder": ["stable_cascade", "StableCascadeUNet"]},
+            r"with a StableCascadeUNet: it is Stable Cascade \(Wuerst",
+        ),
+        ({"prior": ["wuerstchen", "WuerstchenPrior"]}, r"with a WuerstchenPrior: it is Stable Cascade \(Wuerst"),
+    ],
+)
+def test_pipelines_without_levels_of_noise_are_refused_by_name(index, message, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SomePipeline", **index}))
+    with pytest.raises(ValueError, match=message):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "UNet3DConditionModel"])
 def test_model_of_another_kind_is_told_of(kind, model_folder):
     edit_json(model_folder / "config.json", _class_name=kind)
-    with pytest.raises(ValueError, match=f"{model_folder}/config.json is of a {kind}; only UNet2DModel can be used"):
+    message = f"backbone {model_folder} is a model without a pipeline of the network {kind}: none of the families"
+    with pytest.raises(ValueError, match=message):
+        load_backbone(model_folder)
+
+
+def test_network_of_latents_alone_is_told_of(model_folder):
+    edit_json(model_folder / "config.json", _class_name="UNet2DConditionModel")
+    message = f"backbone {model_folder} is a UNet2DConditionModel alone: the folder of its pipeline is needed"
+    with pytest.raises(ValueError, match=message):
         load_backbone(model_folder)
 
 

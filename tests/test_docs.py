@@ -16,7 +16,8 @@ DOCS = ROOT / "docs"
 MODULES = ("datasets", "metrics", "naming", "plotting", "report", "scores")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 NAMES = [
-    *((skdiec, name) for name in skdiec.__all__ if name not in (*MODULES, "__version__")),
+    *((skdiec, name) for name in skdiec.__all__ if name not in (*MODULES, "backbones", "__version__")),
+    *((importlib.import_module("skdiec.backbones"), name) for name in ("Backbone", "Parts", "register")),
     *((module, name) for module in (importlib.import_module(f"skdiec.{name}") for name in MODULES)
       for name in module.__all__),
 ]  # fmt: skip
@@ -85,3 +86,34 @@ def test_readme_is_short():
 def test_ci_runs_the_command_of_the_readme():
     command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
     assert command in (ROOT / "README.md").read_text()
+
+
+def test_tests_of_families_are_there():
+    page = (DOCS / "families.md").read_text()
+    sources = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    listed = re.findall(r"^(\d+)\. `(test_\w+)`", page, re.MULTILINE)
+    assert [int(number) for number, _ in listed] == list(range(1, len(listed) + 1))
+    for _, name in listed:
+        assert any(f"def {name}(" in source for source in sources), name
+    table = page.partition("## Which test shows what")[2].partition("\n1. ")[0]
+    rows = re.findall(r"^\| ([A-Z\w][^|]+?) \| (.+) \|$", table, re.MULTILINE)[1:]
+    used = {int(number) for _, cells in rows for number in re.findall(r"\d+", cells)}
+    assert used == set(range(1, len(listed) + 1))
+    kinds = re.findall(r'^    "([^"]+)": (?:Tiny)?\((?!")', "\n".join(
+        (ROOT / "tests" / name).read_text() for name in ("test_pixel_family.py", "tiny_models.py")
+    ), re.MULTILINE)  # fmt: skip
+    assert {name for name, _ in rows} == set(kinds)
+
+
+@pytest.mark.filterwarnings("ignore:training collapsed")
+def test_example_of_an_own_family_runs(monkeypatch, tmp_path, planted):
+    from skdiec.backbones import families
+
+    monkeypatch.setattr(families, "_FAMILIES", list(families._FAMILIES))
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "own_backbone.md").read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20 + 4  # and what trains
+    names = {"images": planted()[0]}
+    exec(code, names)
+    assert type(names["model"].backbone_) is names["MyBackbone"]
+    assert names["model"].layers_ == ("down_blocks.0", "mid_block", "up_blocks.0")

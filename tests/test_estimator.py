@@ -25,6 +25,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 import skdiec.features
+import skdiec.storage
 from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, initialization
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, trainer
@@ -579,7 +580,7 @@ def test_features_in_temporary_files_go_to_several_jobs_and_into_the_memory(
     make_model, images, work, tmp_path, monkeypatch
 ):
     expected = make_model(**GRID).fit(images)
-    monkeypatch.setattr(skdiec.features, "MEMORY_MAP_ABOVE", 100)
+    monkeypatch.setattr(skdiec.storage, "MEMORY_MAP_ABOVE", 100)
     for known in (GRID_WORK, {}):
         work.clear()
         model = make_model(**GRID, n_jobs=2, memory=str(tmp_path)).fit(images)
@@ -780,13 +781,19 @@ def test_one_value_is_used_and_several_are_searched(make_model, images):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "timesteps"),
-    [(1000, (10, 25, 50, 100, 150, 200, 300, 400)), (100, (1, 2, 5, 10, 15, 20, 30, 40)), (4, (0, 1, 2))],
+    "schedule", [{}, {"num_train_timesteps": 100}, {"num_train_timesteps": 4}, {"beta_schedule": "squaredcos_cap_v2"}]
 )
-def test_default_timesteps_are_shares_of_the_schedule(schedule, timesteps, make_model, make_backbone, images):
-    backbone = make_backbone(sample_size=8, scheduler=diffusers.DDPMScheduler(num_train_timesteps=schedule))
+def test_default_timesteps_have_the_noise_of_those_of_a_linear_schedule(schedule, make_model, make_backbone, images):
+    scheduler = diffusers.DDPMScheduler(**schedule)
+    backbone = make_backbone(sample_size=8, scheduler=scheduler)
     model = make_model(backbone=backbone, timestep=None, pooling=1).fit(images)
-    assert model.timesteps_ == timesteps
+    ratios = [
+        ((1 - abar) / abar).sqrt() for abar in (diffusers.DDPMScheduler().alphas_cumprod, scheduler.alphas_cumprod)
+    ]
+    wanted = [ratios[0][t] for t in (10, 25, 50, 100, 150, 200, 300, 400)]
+    assert model.timesteps_ == tuple(sorted({int((ratios[1].log() - ratio.log()).abs().argmin()) for ratio in wanted}))
+    if not schedule:
+        assert model.timesteps_ == (10, 25, 50, 100, 150, 200, 300, 400)
 
 
 def test_default_timesteps_are_those_that_the_backbone_was_trained_on(make_model, make_backbone, images):

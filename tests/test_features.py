@@ -12,7 +12,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch.utils.flop_counter import FlopCounterMode
 
-from skdiec import features
+from skdiec import features, storage
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
@@ -199,7 +199,7 @@ def test_pass_ends_at_the_deepest_wanted_layer(extractor):
     assert ran == ["mid_block", "up_blocks.0"] * 3
 
 
-@pytest.mark.parametrize("size", [24, 16, 8])
+@pytest.mark.parametrize("size", [24, 16, 8, 3, 1])
 @pytest.mark.usefixtures("small_groups")
 def test_passes_get_smaller_where_memory_does_not_suffice(size, extractor, caplog):
     expected = extractor.extract(SOURCE, CELLS)
@@ -215,13 +215,22 @@ def test_passes_get_smaller_where_memory_does_not_suffice(size, extractor, caplo
     found = extractor.extract(SOURCE, CELLS)
     for cell in CELLS:
         assert_allclose(found[cell], expected[cell], rtol=0, atol=1e-6)
-    tried = {24: [24], 16: [24, 16], 8: [24, 16, 8]}[size]
+    tried = {24: [24], 16: [24, 16], 8: [24, 16, 8], 3: [24, 16, 8, 4, 2], 1: [24, 16, 8, 4, 2, 1]}[size]
     assert list(dict.fromkeys(seen)) == ([*tried, 8] if size == 16 else tried)  # 21 rows are 16 and 5
     assert caplog.messages == [f"out of memory: going on with {n} images per forward pass" for n in tried[1:]]
     handle.remove()
     extractor.backbone.network.register_forward_pre_hook(lambda *_: run_out(None, [range(size + 1)]))
     with pytest.raises(torch.OutOfMemoryError):
         extractor.extract(SOURCE, CELLS)
+
+
+def test_small_batches_of_a_trained_backbone_are_filled_up_too(extractor):
+    seen, features = [], CellFeatures(extractor, SOURCE, CELLS[0])
+    extractor.backbone.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        features(torch.arange(5))
+    features(torch.arange(5))
+    assert set(seen) == {32}
 
 
 @pytest.mark.usefixtures("small_groups")
@@ -263,7 +272,9 @@ def test_a_gpu_computes_in_full_precision_unless_told_otherwise():
         (2**30, 2**20, 512),  # half of the memory
         (2**30, 2**20 + 2**13, 480),  # whole groups of 32
         (2**40, 2**20, 1024),
-        (2**20, 2**20, 32),
+        (2**20, 2**20, 1),
+        (2**26, 2**20, 32),
+        (2**26 - 2, 2**20, 16),
         (2**30, 0, 1024),
     ],
 )
@@ -297,7 +308,9 @@ def test_batches_are_read_ahead_one_at_a_time():
     source = Watched()
     batches = features._read_ahead(source, [np.array(rows) for rows in ([4, 1], [2], [0, 3])], torch.device("cpu"))
     for count, rows in enumerate(([4, 1], [2], [0, 3]), start=1):
-        np.testing.assert_array_equal(next(batches), SOURCE.read(np.array(rows)))
+        batch = next(batches)
+        np.testing.assert_array_equal(batch.rows, rows)
+        np.testing.assert_array_equal(batch.images, SOURCE.read(np.array(rows)))
         assert len(source.asked) <= count + 1
     assert list(batches) == []
     assert source.asked == [[4, 1], [2], [0, 3]]
@@ -394,7 +407,7 @@ def test_large_matrices_are_memory_maps_of_files_that_go_with_them(extractor, tm
     expected = extractor.extract(SOURCE, CELLS)
     mapped = map_features([extractor], SOURCE, CELLS[0], lambda matrix: matrix * 2)
     assert not any(isinstance(matrix, np.memmap) for matrix in (*expected.values(), mapped))
-    monkeypatch.setattr(features, "MEMORY_MAP_ABOVE", expected[CELLS[0]].nbytes - 1)
+    monkeypatch.setattr(storage, "MEMORY_MAP_ABOVE", expected[CELLS[0]].nbytes - 1)
     found = extractor.extract(SOURCE, CELLS)
     for cell in CELLS:
         assert isinstance(found[cell], np.memmap)
@@ -533,8 +546,8 @@ def test_layer_costs_are_shares_of_a_pass_up_to_each_layer(extractor):
     assert 0 < values[0] < 0.05
     assert values[-1] == 1.0
     assert len(set(values)) == len(values)
-    with FlopCounterMode(display=False) as counter:
-        extractor.backbone.network(torch.zeros(1, 1, 8, 8), 5)
+    with FlopCounterMode(display=False) as counter:  # attention counts on the device "meta" only
+        extractor.backbone.outline().network(torch.zeros(1, 1, 8, 8, device="meta"), 5)
     # After the last block only the last convolution is left: 64 pixels, 3 x 3, from 8 channels to 1.
     assert (1 - values[-2]) * counter.get_total_flops() == pytest.approx(2 * 64 * 9 * 8, rel=1e-6)
     assert hook_count(extractor.backbone.network) == 0
@@ -624,33 +637,33 @@ def test_source_without_images_is_told_of(extractor):
 def full(monkeypatch, tmp_path):
     """A folder of temporary files with hardly any room left, where all matrices go."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(features, "MEMORY_MAP_ABOVE", 0)
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(storage, "MEMORY_MAP_ABOVE", 0)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
     return re.escape(str(tmp_path))
 
 
 def test_too_little_room_for_a_temporary_file_is_told_of_beforehand(full):
-    features.check_space(2**20)
+    storage.check_space(2**20)
     with pytest.raises(ValueError, match=rf"3\.0 GiB go to a temporary file, but {full} has 0\.0 GiB left: .*TMPDIR"):
-        features.check_space(3 * 2**30)
+        storage.check_space(3 * 2**30)
 
 
 def test_small_matrices_need_no_room(full, monkeypatch):
-    monkeypatch.setattr(features, "MEMORY_MAP_ABOVE", 2**30)
-    features.check_space(2**30)
+    monkeypatch.setattr(storage, "MEMORY_MAP_ABOVE", 2**30)
+    storage.check_space(2**30)
 
 
 def test_a_disk_that_is_full_is_told_of_where_the_space_is_reserved(full, extractor, monkeypatch):
     def no_space(descriptor, start, length):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(features.os, "posix_fallocate", no_space, raising=False)
+    monkeypatch.setattr(storage.os, "posix_fallocate", no_space, raising=False)
     with pytest.raises(OSError, match=rf"go to a temporary file, but {full} .*TMPDIR") as caught:
         extractor.extract(SOURCE, CELLS)
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_space_of_a_temporary_file_is_taken_when_it_is_made(full):
-    matrix = features._empty((1000, 100), np.float64)
+    matrix = storage.empty_array((1000, 100), np.float64)
     assert isinstance(matrix, np.memmap)
     assert not matrix.any()

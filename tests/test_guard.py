@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from skdiec import DiffusionEmbeddedClustering, Pretraining, load_backbone
-from skdiec.backbones import check_share_explained
+from skdiec.backbones import PixelBackbone, check_share_explained
 from skdiec.backbones.guard import share_explained
 from skdiec.images import as_image_source
 
@@ -100,8 +100,8 @@ def test_share_tells_what_does_not_fit(trained, digits):
     digits = digits[:48]
 
     def shares(images, value_range=(0, 16), **config):
-        backbone = trained.copy()
-        backbone.scheduler = diffusers.DDPMScheduler.from_config(backbone.scheduler.config, **config)
+        scheduler = diffusers.DDPMScheduler.from_config(trained.scheduler.config, **config)
+        backbone = PixelBackbone(trained.network, scheduler, image_shape=trained.image_shape)
         return np.array(list(share_explained(backbone, source(images, value_range)).values()))
 
     assert (shares(digits) > 0.5).all()

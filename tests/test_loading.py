@@ -123,12 +123,6 @@ def test_early_configuration_of_a_network_that_predicts_images():
 @pytest.mark.parametrize(
     ("scheduler", "word"),
     [
-        (diffusers.ScoreSdeVeScheduler(), "ScoreSdeVeScheduler"),
-        (diffusers.EDMEulerScheduler(), "EDMEulerScheduler"),
-        (diffusers.EDMDPMSolverMultistepScheduler(), "EDMDPMSolverMultistepScheduler"),
-        (diffusers.CMStochasticIterativeScheduler(), "CMStochasticIterativeScheduler"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler"),
-        (diffusers.FlowMatchHeunDiscreteScheduler(), "FlowMatchHeunDiscreteScheduler"),
         (diffusers.CogVideoXDDIMScheduler(), "CogVideoXDDIMScheduler"),
         (diffusers.IPNDMScheduler(), "IPNDMScheduler"),
         (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas"),
@@ -153,6 +147,12 @@ def test_other_kinds_of_noise_are_refused_by_name(scheduler, word, from_folder, 
         refused(pipeline, "the backbone's scheduler", word)
 
 
+@pytest.mark.parametrize("name", ["ScoreSdeVeScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_known_noise_is_refused_where_the_index_has_another(name, pipeline_folder):
+    getattr(diffusers, name)().save_pretrained(pipeline_folder / "scheduler")
+    refused(pipeline_folder, f"is of a {name}, but its pipeline's index has a DDPMScheduler, of other noise")
+
+
 @pytest.mark.parametrize(
     ("config", "word"),
     [
@@ -171,7 +171,7 @@ def test_configuration_of_another_noise_is_refused(config, word):
 
 def test_class_of_the_index_counts_as_diffusers_has_it(pipeline_folder):
     edit_json(pipeline_folder / "model_index.json", scheduler=["diffusers", "EDMEulerScheduler"])
-    refused(pipeline_folder, "EDMEulerScheduler")
+    refused(pipeline_folder, "is of a DDPMScheduler, but its pipeline's index has a EDMEulerScheduler, of other noise")
     edit_json(pipeline_folder / "model_index.json", scheduler=["diffusers", "HeunDiscreteScheduler"])
     (pipeline_folder / "scheduler" / "scheduler_config.json").write_text("{}")
     found = load_backbone(pipeline_folder).scheduler.alphas_cumprod
@@ -213,17 +213,26 @@ def test_unet_folder_of_a_pipeline_is_the_pipeline(make_backbone, tmp_path, monk
 # Networks that are none of a DDPM of pixels
 
 
-@pytest.mark.parametrize("beside", ["vae", "vqvae", "movq", "vqmodel", "image_encoder"])
+@pytest.mark.parametrize("beside", ["text_encoder", "image_encoder", "tokenizer", "bert"])
 @pytest.mark.parametrize("part", [".", "unet"])
-def test_pipeline_of_latents_is_refused(beside, part, pipeline_folder):
+def test_pipeline_of_more_than_pixels_is_refused(beside, part, pipeline_folder):
+    edit_json(pipeline_folder / "model_index.json", _class_name="Mine", **{beside: ["transformers", "CLIPTextModel"]})
+    refused(pipeline_folder / part, f"is a Mine of the network UNet2DModel, beside {beside}: none of the families")
+
+
+@pytest.mark.parametrize("beside", ["vae", "vqvae", "movq", "vqmodel"])
+@pytest.mark.parametrize("part", [".", "unet"])
+def test_pixels_are_not_taken_for_latents_nor_latents_for_pixels(beside, part, pipeline_folder):
     edit_json(pipeline_folder / "model_index.json", _class_name="Mine", **{beside: ["diffusers", "VQModel"]})
-    refused(pipeline_folder / part, f"is a Mine with {beside} beside its network; only pipelines of a pixel-space")
+    refused(pipeline_folder / part, pipeline_folder / beside / "config.json", "is missing")
+    diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4).save_pretrained(pipeline_folder / beside)
+    refused(pipeline_folder / part, "the network of LDM must take the 3 channels of its autoencoder's latents")
 
 
-@pytest.mark.parametrize("kind", ["LDMPipeline", "ConsistencyModelPipeline", "KarrasVePipeline", "ScoreSdeVePipeline"])
+@pytest.mark.parametrize("kind", ["LDMPipeline", "KarrasVePipeline"])
 def test_pipeline_that_is_no_ddpm_is_refused_by_its_class(kind, pipeline_folder):
     edit_json(pipeline_folder / "model_index.json", _class_name=kind)
-    refused(pipeline_folder, f"backbone {pipeline_folder} is a {kind}; only pipelines of a pixel-space UNet2DModel")
+    refused(pipeline_folder, f"backbone {pipeline_folder} is a {kind} of the network UNet2DModel: none of the families")
 
 
 def test_absent_parts_and_options_of_a_pipeline_do_not_matter(pipeline_folder):
@@ -231,12 +240,9 @@ def test_absent_parts_and_options_of_a_pipeline_do_not_matter(pipeline_folder):
     assert load_backbone(pipeline_folder).num_train_timesteps == 50
 
 
-def test_loaded_pipeline_of_latents_is_refused(make_unet):
-    vqvae = diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=3)
-    unet, scheduler = make_unet(in_channels=3), diffusers.DDIMScheduler()
-    refused(diffusers.LDMPipeline(vqvae, unet, scheduler), "backbone is a LDMPipeline with vqvae beside its network")
-    duck = SimpleNamespace(unet=unet, scheduler=scheduler, first_stage=vqvae)
-    refused(duck, "is a SimpleNamespace with first_stage beside its network")
+def test_loaded_pipeline_of_more_than_pixels_is_refused(make_unet):
+    duck = SimpleNamespace(unet=make_unet(), scheduler=diffusers.DDIMScheduler(), first_stage=torch.nn.Linear(1, 1))
+    refused(duck, "is a SimpleNamespace of the network UNet2DModel, beside first_stage: none of the families")
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
@@ -246,7 +252,7 @@ def test_loaded_pipeline_of_latents_is_refused(make_unet):
     [
         ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' is that of score-based networks"),
         ({"center_input_sample": True}, "with center_input_sample the network wants images in [0, 1]"),
-        ({"num_class_embeds": 10}, "the network wants the class of each image"),
+        ({"class_embed_type": "timestep"}, "the network wants more of each image than its class"),
         ({"in_channels": 6, "out_channels": 3}, "out_channels must be 6 or 12; got 3"),
         ({"down_block_types": ("KDownBlock2D",)}, "down_block_types must be 'DownBlock2D' or"),
     ],
@@ -498,7 +504,7 @@ SCHEDULE = {
     "clip_sample": ["yes", 1],
     "variance_type": ["other", 3, []],
     "use_flow_sigmas": [True, "yes"],
-    "_class_name": ["EDMEulerScheduler", 3, ["DDPMScheduler"], "os.system"],
+    "_class_name": ["KarrasVeScheduler", 3, ["DDPMScheduler"], "os.system"],
 }
 RECIPE = {
     "patch_size": [0, -1, 2, 10**9, "1", 1.5, None, [1], True],
@@ -533,11 +539,14 @@ def test_value_that_cannot_be_is_refused_by_its_name(name, key, values, pipeline
     good = json.loads(path.read_text()) if path.exists() else {}
     for value in values:
         path.write_text(json.dumps({**good, key: value}))
-        words = ["only UNet2DModel can be used"] if key == "_class_name" and name.startswith("unet") else [key]
+        words = [key]
+        if key == "_class_name" and name.startswith("unet"):
+            refused(pipeline_folder, "none of the families" if value else "only UNet2DModel can be used")
+            continue
         if key == "settings" and isinstance(value, dict):
             words = ["max_timestep"]
         if name.startswith("scheduler") and key == "_class_name":
-            words = ["noise is not that of a DDPM"]
+            words = ["whose noise is not known"]
         refused(pipeline_folder, path, *words)
 
 
@@ -589,7 +598,7 @@ def test_configuration_larger_than_its_weights_is_not_built(pipeline_folder, mon
         down_block_types=["DownBlock2D"] * 10,
         up_block_types=["UpBlock2D"] * 10,
     )
-    monkeypatch.setattr(networks, "_build", None)  # would raise TypeError
+    monkeypatch.setattr(networks, "build_model", None)  # would raise TypeError
     refused(pipeline_folder, "make 330 residual blocks, the weights have 3")
 
 
@@ -670,24 +679,24 @@ def test_only_what_is_needed_is_fetched(repository, hub, make_unet, tmp_path):
     assert backbone.scheduler.config.prediction_type == "v_prediction"
     assert fetched == [
         "model_index.json",
-        "scheduler/scheduler_config.json",
         "unet/config.json",
+        "scheduler/scheduler_config.json",
         f"unet/{WEIGHTS}",
     ]
 
 
 def test_pipeline_that_cannot_be_used_is_refused_before_weights_are_fetched(repository, hub, tmp_path):
-    edit_json(repository / "model_index.json", vqvae=["diffusers", "VQModel"])
+    edit_json(repository / "model_index.json", text_encoder=["transformers", "CLIPTextModel"])
     fetched = hub(repository, tmp_path / "cache")
-    refused("some-one/a.model_1", "with vqvae beside its network")
-    assert fetched == ["model_index.json"]
+    refused("some-one/a.model_1", "of the network UNet2DModel, beside text_encoder: none of the families")
+    assert fetched == ["model_index.json", "unet/config.json"]
 
 
 @pytest.mark.parametrize(
     ("name", "change", "word"),
     [
         ("unet/config.json", {"time_embedding_type": "fourier"}, "score-based"),
-        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "flow matching"),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "use_flow_sigmas"),
     ],
 )
 def test_network_and_noise_are_looked_at_before_weights_are_fetched(name, change, word, repository, hub, tmp_path):

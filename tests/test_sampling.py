@@ -27,7 +27,7 @@ def backbone(make_backbone):
 
 def test_restore_undoes_prepare(backbone):
     images = torch.rand(3, 1, 7, 6) * 2 - 1
-    assert torch.equal(backbone.restore(backbone.prepare(images)), images)
+    assert torch.equal(backbone.decode(backbone.prepare(images)), images)
 
 
 def test_ideal_denoiser_ends_at_its_image(backbone, monkeypatch):

@@ -34,10 +34,13 @@ class Header:
     ----------
     shapes : dict of str to tuple of int
         Shape of each tensor.
+    dtypes : dict of str to str
+        Number format of each tensor, as safetensors names it.
     metadata : dict of str to str
     """
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
     metadata: dict[str, str]
 
 
@@ -153,7 +156,9 @@ def read_header(path: Path) -> Header:
                     f"backbone file {path} has {shown(name)} of type {part.get_dtype()}, where weights are "
                     f"{', '.join(_WEIGHT_TYPES)}"
                 )
-        return Header({name: tuple(part.get_shape()) for name, part in slices.items()}, dict(weights.metadata() or {}))
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        dtypes = {name: part.get_dtype() for name, part in slices.items()}
+        return Header(shapes, dtypes, dict(weights.metadata() or {}))
 
 
 @contextmanager

@@ -51,6 +51,24 @@ def _computes_in(precision: str, device: torch.device) -> bool | None:
     return any(found) if found else None
 
 
+def computes_in_dtype(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether weights of a number format can stay in it on a device.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+    device : torch.device
+
+    Returns
+    -------
+    bool
+        True for float32, and for half precision on GPUs that compute with it.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return True
+    return device.type != "cpu" and _computes_in("bf16" if dtype == torch.bfloat16 else "fp16", device) is not False
+
+
 def has_native_bf16(device: torch.device) -> bool:
     """Return whether a device is known to have instructions for bfloat16.
 

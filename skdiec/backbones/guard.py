@@ -10,21 +10,22 @@ import torch
 from numpy.typing import NDArray
 
 from skdiec.activations import evaluating
-from skdiec.backbones.pixel import PixelBackbone
+from skdiec.backbones.base import Backbone
+from skdiec.backbones.levels import linear_ratio
 from skdiec.images import ImageSource
 from skdiec.messages import warn
 
 logger = logging.getLogger(__name__)
 
-_RATIOS = (0.176, 0.522, 1.591)
-"""Noise to signal at which networks are looked at: that of timesteps 50, 150 and 350 of a DDPM's linear schedule."""
+_RATIOS = tuple(map(linear_ratio, (50, 150, 350)))
+"""Noise to signal at which networks are looked at."""
 
 _N_IMAGES = 256
 _BATCH_SIZE = 32
 
 
 def check_share_explained(
-    backbone: PixelBackbone, source: ImageSource, *, is_trained_on_it: bool = False, seed: int = 0
+    backbone: Backbone, source: ImageSource, *, is_trained_on_it: bool = False, seed: int = 0
 ) -> dict[int, float]:
     """Measure the share explained (see `share_explained`), log it, and warn where it is negative.
 
@@ -64,7 +65,7 @@ def check_share_explained(
     return shares
 
 
-def share_explained(backbone: PixelBackbone, source: ImageSource, *, seed: int = 0) -> dict[int, float]:
+def share_explained(backbone: Backbone, source: ImageSource, *, seed: int = 0) -> dict[int, float]:
     """Measure how much better than a straight line a network denoises images.
 
     The share explained is ``1 - L / L_line``. L is the mean squared error of the network's prediction, L_line that of
@@ -74,7 +75,7 @@ def share_explained(backbone: PixelBackbone, source: ImageSource, *, seed: int =
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
     source : ImageSource
         256 of its images are drawn, or all where there are fewer.
     seed : int, default=0
@@ -90,33 +91,23 @@ def share_explained(backbone: PixelBackbone, source: ImageSource, *, seed: int =
     chosen = np.random.default_rng(seed).choice(len(source), min(len(source), _N_IMAGES), replace=False)
     rows = np.sort(chosen)
     generator = torch.Generator().manual_seed(seed)
-    sums = {timestep: np.zeros(7) for timestep in _timesteps(backbone)}
+    sums = {timestep: np.zeros(7) for timestep in backbone.nearest_timesteps(_RATIOS)}
     with evaluating(backbone.network), torch.inference_mode():
         for start in range(0, len(rows), _BATCH_SIZE):
             images = torch.from_numpy(source.read(rows[start : start + _BATCH_SIZE])).to(backbone.device)
-            x0 = backbone.prepare(images)
+            x0 = backbone.encode(backbone.prepare(images))
             for timestep in sums:
                 sums[timestep] += _sums(backbone, x0, timestep, generator)
     return {timestep: _share(*values) for timestep, values in sums.items()}
 
 
-def _timesteps(backbone: PixelBackbone) -> list[int]:
-    """Return the timesteps whose noise levels are nearest to those wanted, each once."""
-    abar = backbone.scheduler.alphas_cumprod[: backbone.max_timestep + 1].double().cpu().numpy()
-    with np.errstate(divide="ignore"):
-        levels = np.log((1 - abar) / abar) / 2
-    # A level without noise, or without signal, is infinitely far from any.
-    levels[~np.isfinite(levels)] = np.inf
-    return sorted({int(np.abs(levels - math.log(ratio)).argmin()) for ratio in _RATIOS})
-
-
-def _sums(backbone: PixelBackbone, x0: torch.Tensor, timestep: int, generator: torch.Generator) -> NDArray[np.float64]:
+def _sums(backbone: Backbone, x0: torch.Tensor, timestep: int, generator: torch.Generator) -> NDArray[np.float64]:
     """Return the sums over pixels that the share follows from."""
     timesteps = torch.full((len(x0),), timestep, dtype=torch.long, device=x0.device)
     noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device="cpu").to(x0.device)
     x_t = backbone.add_noise(x0, noise, timesteps)
     target = backbone.target(x0, noise, timesteps)
-    prediction = backbone.predict(x_t, timesteps)[:, : target.shape[1]]
+    prediction = backbone.predict(x_t, timesteps)
     x, y, error = (tensor.flatten().cpu().double() for tensor in (x_t, target, prediction - target))
     return np.array([len(x), error @ error, x.sum(), y.sum(), x @ x, x @ y, y @ y], dtype=np.float64)
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from skdiec.backbones.config_files import Fields, read_header, read_json
+from skdiec.backbones.config_files import Fields, read_json
 from skdiec.backbones.importing import ONE_AT_A_TIME
+from skdiec.backbones.models import build_model, check_shapes, find_weights, new_model, weight_shapes
 from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
-
-logger = logging.getLogger(__name__)
-
-PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-"""Suffixes of files that can run code when they are read."""
 
 MAX_SIDE = 4096
 """Pixels that a side of an image may have for a network."""
@@ -31,18 +25,13 @@ MAX_SIDE = 4096
 MAX_TIMESTEPS = 100_000
 """Timesteps that a noise schedule may have."""
 
-WEIGHTS_NAME = "diffusion_pytorch_model"
-"""How the names of files with weights begin."""
-
 _DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D")
 _UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")
 _MAX_CHANNELS = 2**16
 _MAX_LEVELS = 10
+_MAX_CLASSES = 2**20
 _MAX_LAYERS = 16
 _MAX_PARAMETERS = 2**31
-
-_FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""What early diffusers called the layers of an attention, and what they are called today."""
 
 
 def check_network_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -114,23 +103,19 @@ def check_network_config(config: Mapping[str, Any], where: str) -> dict[str, Any
 def _check_kind(config: Mapping[str, Any], where: str) -> None:
     """Raise ValueError for networks that estimate something else than a DDPM does, or want more than an image."""
     fields = Fields(config, where)
-    embedding = fields.choice("time_embedding_type", ("positional", "learned", "fourier"))
-    if embedding == "fourier":
-        raise ValueError(
-            f"{where}: time_embedding_type 'fourier' is that of score-based networks (NCSN++, variance exploding), "
-            "whose noise is not that of a DDPM; only 'positional' and 'learned' can be used"
-        )
+    fields.choice("time_embedding_type", ("positional", "learned", "fourier"))
     if fields.choice("center_input_sample", (True, False)):
         raise ValueError(
             f"{where}: with center_input_sample the network wants images in [0, 1], which is not supported; only "
             "networks of images in [-1, 1] can be used"
         )
-    if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
+    if config["class_embed_type"] is not None:
         raise ValueError(
-            f"{where}: the network wants the class of each image (class_embed_type="
-            f"{shown(config['class_embed_type'])}, num_class_embeds={shown(config['num_class_embeds'])}), which "
-            "clustering does not know: take an unconditional one"
+            f"{where}: the network wants more of each image than its class (class_embed_type="
+            f"{shown(config['class_embed_type'])}), which is not supported"
         )
+    if config["num_class_embeds"] is not None:
+        fields.integer("num_class_embeds", 1, _MAX_CLASSES)
 
 
 def sides(config: Mapping[str, Any], where: str) -> tuple[int, int] | None:
@@ -163,18 +148,20 @@ def sides(config: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     return side, side
 
 
-def outline_network(folder: Path) -> tuple[UNet2DModel, list[Path]]:
+def outline_network(folder: Path, variant: str | None = None) -> tuple[UNet2DModel, list[Path]]:
     """Build the network of a folder without its weights, once these are known to fit.
 
     Parameters
     ----------
     folder : Path
         With ``config.json`` and safetensors weights: in one file or several, plain or of one variant.
+    variant : str, default=None
+        As in `find_weights`.
 
     Returns
     -------
     UNet2DModel
-        On the device ``"meta"``: it takes no memory.
+        Whose weights have no values yet.
     list of Path
         Files for `read_weights`.
 
@@ -183,42 +170,17 @@ def outline_network(folder: Path) -> tuple[UNet2DModel, list[Path]]:
     ValueError
         Where a file is missing, unreadable or damaged, and where weights and configuration are of two architectures.
     """
+    with ONE_AT_A_TIME:
+        from diffusers import UNet2DModel
+
     config_file = folder / "config.json"
     config = check_network_config(read_json(config_file), f"backbone file {config_file}")
-    headers = {path: read_header(path) for path in find_weights(folder)}
-    shapes = {_today(name): shape for header in headers.values() for name, shape in header.shapes.items()}
-    _check_size(config, shapes, folder)
-    network = _build(config, folder)
-    _check_shapes(network, shapes, folder)
-    return network, list(headers)
-
-
-def read_weights(network: UNet2DModel, files: Sequence[Path]) -> None:
-    """Give an outlined network its weights, in float32, and put it into evaluation mode.
-
-    Parameters
-    ----------
-    network : UNet2DModel
-    files : sequence of Path
-        Both as `outline_network` returns them.
-
-    Raises
-    ------
-    ValueError
-        Where a file is damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    weights: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            part = load_file(path)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ValueError(f"backbone file {path} has damaged or truncated weights: {error}") from error
-        # Copies: what the library returns may be the file's own pages, which another process can change.
-        weights |= {_today(name): tensor.to(torch.float32, copy=True) for name, tensor in part.items()}
-    _fill(network, weights)
+    files = find_weights(folder, variant)
+    found = weight_shapes(files)
+    _check_size(config, found, folder)
+    network = build_model(UNet2DModel, config, folder)
+    check_shapes(network, found, folder)
+    return network, files
 
 
 def new_network(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> UNet2DModel:
@@ -243,33 +205,10 @@ def new_network(config: Mapping[str, Any], weights: Mapping[str, Tensor], where:
     ValueError
         Where weights and configuration are of two architectures.
     """
-    network = _build(check_network_config(config, where), where)
-    _check_shapes(network, {name: tuple(tensor.shape) for name, tensor in weights.items()}, where)
-    _fill(network, weights)
-    return network
-
-
-def _build(config: Mapping[str, Any], where: object) -> UNet2DModel:
     with ONE_AT_A_TIME:
         from diffusers import UNet2DModel
 
-    try:
-        with torch.device("meta"):  # no memory, and no random numbers
-            return UNet2DModel(**config)
-    except Exception as error:  # diffusers and torch each have their own
-        raise ValueError(f"backbone {where} has a configuration of which no network can be built: {error}") from error
-
-
-def _fill(network: UNet2DModel, weights: Mapping[str, Tensor]) -> None:
-    network.load_state_dict(dict(weights), assign=True)
-    network.eval().requires_grad_(False)
-
-
-def _today(name: str) -> str:
-    """Return the name that today's diffusers has for a weight."""
-    head, _, kind = name.rpartition(".")
-    path, _, layer = head.rpartition(".")
-    return f"{path}.{_FORMER_NAMES[layer]}.{kind}" if layer in _FORMER_NAMES else name
+    return new_model(UNet2DModel, check_network_config(config, where), weights, where)
 
 
 def _check_size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
@@ -286,105 +225,3 @@ def _check_size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
             f"{config['layers_per_block']} and block_out_channels={shown(tuple(config['block_out_channels']))} make "
             f"{expected} residual blocks, the weights have {len(blocks)}"
         )
-
-
-def _check_shapes(network: UNet2DModel, found: Mapping[str, tuple[int, ...]], where: object) -> None:
-    """Raise ValueError where weights are not those of a network."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    missing, unexpected = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    other = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
-    if not missing and not unexpected and not other:
-        return
-    if other:
-        example = f"{other[0]} has shape {found[other[0]]}, the configuration makes it {wanted[other[0]]}"
-    else:
-        example = f"such as {shown(min(missing or unexpected))}"
-    raise ValueError(
-        f"backbone {where} has weights of another architecture: {len(missing)} missing, {len(unexpected)} unexpected, "
-        f"{len(other)} of another shape; {example}"
-    )
-
-
-def find_weights(folder: Path) -> list[Path]:
-    """Return the safetensors files that hold a network's weights.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    list of Path
-        One, or all that an index names. Plain files are taken first, else those of the only variant, such as ``fp16``.
-
-    Raises
-    ------
-    ValueError
-        Where there are none, or only pickled ones, or several variants to choose from.
-    """
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise ValueError(f"backbone folder {folder} cannot be read: {error.strerror}") from error
-    variants: dict[str, Path] = {}
-    pattern = re.compile(rf"{WEIGHTS_NAME}(?:\.([\w-]+?))?\.safetensors(\.index(?:\.([\w-]+))?\.json)?")
-    for match in filter(None, map(pattern.fullmatch, names)):
-        variant = match.group(1) or match.group(3) or ""
-        # An index first, as in diffusers.
-        if variant not in variants or match.group(2):
-            variants[variant] = folder / match.group()
-    variants = {name: path for name, path in variants.items() if not re.search(r"-\d+-of-\d+$", name)}
-    if "" not in variants and len(variants) > 1:
-        raise ValueError(
-            f"backbone {folder} has only variants of its weights, {', '.join(sorted(variants))}: keep the files of one "
-            f"of them, or rename its file to {WEIGHTS_NAME}.safetensors"
-        )
-    if not variants:
-        raise ValueError(_no_weights(folder, names))
-    variant = "" if "" in variants else next(iter(variants))
-    if variant:
-        logger.info("reading the %s variant of the weights in %s", variant, folder)
-    path = variants[variant]
-    return _shards(path) if path.suffix == ".json" else [path]
-
-
-def _shards(index: Path) -> list[Path]:
-    """Return the files that an index of weights names."""
-    where = f"backbone file {index}"
-    files = set()
-    for name in Fields(read_json(index), where).mapping("weight_map").values():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise ValueError(f"{where}: weight_map must name safetensors files beside it; got {shown(name)}")
-        files.add(index.parent / name)
-    if not files:
-        raise ValueError(f"{where}: weight_map names no file")
-    return sorted(files)
-
-
-def _no_weights(folder: Path, names: Sequence[str]) -> str:
-    pickled = [name for name in names if Path(name).suffix.lower() in PICKLE_SUFFIXES]
-    if pickled:
-        return pickle_message(folder / pickled[0])
-    found = [name for name in names if name.endswith(".safetensors")]
-    others = f"; it has {', '.join(found[:3])}" if found else ""
-    return (
-        f"backbone {folder} has no .safetensors weights, such as {WEIGHTS_NAME}.safetensors "
-        f"(pickled ones are not read){others}"
-    )
-
-
-def pickle_message(path: Path) -> str:
-    """Say why a pickled file is not read.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    str
-    """
-    return (
-        f"backbone {path} is in pickle format, which can run code when it is loaded; save the model with "
-        "save_pretrained(..., safe_serialization=True) and pass that folder"
-    )

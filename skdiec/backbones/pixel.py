@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from skdiec.backbones.adapting import fold, unfold
+from skdiec.backbones.base import RECIPE_FILE, Backbone
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder, replacing
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import MAX_SIDE, check_network_config, new_network, sides
+from skdiec.backbones.repository import INDEX_FILE, Index
 from skdiec.messages import shown
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
 
-INDEX_FILE = "model_index.json"
-"""File that makes a folder a pipeline of diffusers, and is written last."""
+_CONFIGURATION, _RECIPE = "the backbone's configuration", "the backbone's recipe"
 
-RECIPE_FILE = "skdiec.json"
-"""File beside a pretrained pipeline that says how images enter it and how it was trained."""
+_OTHER_PIPELINES = frozenset({"KarrasVePipeline", "LDMPipeline", "LDMSuperResolutionPipeline"})
+"""Pipelines of a ``UNet2DModel`` that does not denoise pixels, or not as it is told to, whatever lies beside it."""
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_PIPELINES = {
+    "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
+    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
+}
+"""Classes of the pipelines that sample with a schedule, where they are not DDPMPipeline."""
 
 
-class PixelBackbone:
+class PixelBackbone(Backbone):
     """A denoising U-Net over pixels, with its forward process.
 
     Parameters
     ----------
     network : diffusers.UNet2DModel
         The denoiser. It is used as it is; `load_backbone` copies what callers own.
-    scheduler : diffusers.DDPMScheduler
+    scheduler : diffusers.DDPMScheduler, ScoreSdeVeScheduler, EDMEulerScheduler or CMStochasticIterativeScheduler
         The noise schedule, the forward process and the prediction type.
     image_shape : tuple of int, default=None
         ``(channels, height, width)`` of the images that the model was trained on. None takes the network's
@@ -48,6 +53,9 @@ class PixelBackbone:
         (space-to-depth), which makes larger images affordable.
     recipe : dict, default=None
         How the network was trained, as `pretrain` records it.
+    null_class : int, default=None
+        Of a network that is told the class of each image: the class that stands for none. None is the mean of all
+        classes' embeddings.
 
     Attributes
     ----------
@@ -57,9 +65,18 @@ class PixelBackbone:
     Raises
     ------
     ValueError
-        For a network that can't be used (see `load_backbone`), and where its configuration, `image_shape`, `patch_size`
-        and `recipe` contradict each other.
+        For a network that can't be used (see `load_backbone`), and where its configuration, `scheduler`, `image_shape`,
+        `patch_size`, `recipe` and `null_class` contradict each other.
     """
+
+    networks = ("UNet2DModel",)
+    title = "DDPM and other models of a UNet2DModel over pixels"
+    pipelines = ("DDPMPipeline",)
+
+    @classmethod
+    def accepts(cls, index: Index, config: Mapping[str, Any]) -> bool:
+        """Return whether there is nothing beside the network that would make latents of pixels, or more of noise."""
+        return not index.parts.keys() - {"unet", "scheduler"} and index.kind not in _OTHER_PIPELINES
 
     def __init__(
         self,
@@ -69,68 +86,42 @@ class PixelBackbone:
         image_shape: tuple[int, int, int] | None = None,
         patch_size: int = 1,
         recipe: dict[str, Any] | None = None,
+        null_class: int | None = None,
     ) -> None:
-        where = "the backbone's configuration"
-        config = check_network_config(network.config, where)
-        size = sides(config, where)
-        self.network = network
-        self.scheduler = scheduler
-        self.recipe = dict(recipe or {})
-        channels = int(config["in_channels"])
-        where = "the backbone's recipe"
-        fields = Fields({**self.recipe, "patch_size": patch_size, "image_shape": image_shape}, where)
-        self.patch_size = patch_size = fields.integer("patch_size", 1, math.isqrt(channels))
-        if image_shape is not None:
-            image_shape = fields.integers("image_shape", 1, MAX_SIDE * patch_size, range(3, 4))
-        if size is None and image_shape is None:
-            raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
-        height, width = size or (math.ceil(side / patch_size) for side in image_shape[1:])
-        self.image_shape = image_shape or (channels // patch_size**2, height * patch_size, width * patch_size)
-        # What the network halves as often as it has levels must be even that often.
-        divisor = 2 ** (len(config["block_out_channels"]) - 1)
-        height, width = (divisor * math.ceil(side / divisor) for side in (height, width))
-        self.input_shape = (channels, height, width)
-        if self.image_shape[0] * patch_size**2 != channels:
-            raise ValueError(
-                f"{where}: image_shape {self.image_shape} and patch_size {patch_size} make "
-                f"{self.image_shape[0] * patch_size**2} channels, in_channels of the network is {channels}"
-            )
-        if self.image_shape[1] > height * patch_size or self.image_shape[2] > width * patch_size:
-            raise ValueError(
-                f"{where}: image_shape {self.image_shape} is larger than what the network sees, "
-                f"{(height * patch_size, width * patch_size)}"
-            )
-        last = self.num_train_timesteps - 1
-        if "settings" in self.recipe:
-            settings = {"max_timestep": last, **fields.mapping("settings")}
-            last = Fields(settings, where).integer("max_timestep", 0, last)
-        if config["time_embedding_type"] == "learned" and last >= config["num_train_timesteps"]:
-            raise ValueError(
-                f"the backbone's configuration: num_train_timesteps must be above the last timestep, {last}; got "
-                f"{config['num_train_timesteps']}"
-            )
-
-    @property
-    def num_train_timesteps(self) -> int:
-        """Number of timesteps of the noise schedule; timesteps count from 0."""
-        return int(self.scheduler.config.num_train_timesteps)
+        config = check_network_config(network.config, _CONFIGURATION)
+        recipe = dict(recipe or {})
+        given = {"patch_size": patch_size, "image_shape": image_shape, "null_class": null_class}
+        fields = Fields({**recipe, **given}, _RECIPE)
+        self.patch_size = fields.integer("patch_size", 1, math.isqrt(config["in_channels"]))
+        image_shape, input_shape = _shapes(config, fields, self.patch_size)
+        super().__init__(network, scheduler, image_shape=image_shape, input_shape=input_shape)
+        self.recipe = recipe
+        if type(scheduler).__name__ == "ScoreSdeVeScheduler":
+            self.value_range = (0.0, 1.0)
+        check_time_embedding(config, scheduler, _CONFIGURATION)
+        _check_timesteps(config, fields, self.num_train_timesteps - 1)
+        self.null_class = _check_class(config, fields)
+        if self.null_class is None and config["num_class_embeds"] is not None:
+            # In place of labels, which there are none of.
+            network.class_embedding.register_forward_hook(_mean_embedding)
 
     @property
     def max_timestep(self) -> int:
         """The highest timestep trained on: the schedule's last, unless `pretrain` stopped below."""
         return int(self.recipe.get("settings", {}).get("max_timestep", self.num_train_timesteps - 1))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Call the network, for no class in particular where it knows classes."""
+        labels = None
+        if self.network.config.num_class_embeds is not None:
+            labels = torch.full((len(x),), self.null_class or 0, device=x.device)
+        return self.network(x, time, class_labels=labels, return_dict=False)[0]
 
     def prepare(self, images: Tensor) -> Tensor:
         """Adapt images to the network's input.
 
-        Channels are repeated (1 to 3), weighted (3 to 1, ITU-R BT.601) or dropped (the fourth). Another
-        size is scaled to cover the target, then cropped at the centre. What space-to-depth and the network's
-        downsampling cannot divide is filled by repeating the border.
+        Channels and size are adapted as by `Backbone.prepare`. What space-to-depth and the network's downsampling
+        cannot divide is filled by repeating the border.
 
         Parameters
         ----------
@@ -142,125 +133,15 @@ class PixelBackbone:
         Tensor of shape (n, *input_shape)
             On the same device, of the same dtype.
         """
-        channels, height, width = self.image_shape
-        images = _adapt_channels(images, channels)
-        if images.shape[2:] != (height, width):
-            images = _cover(images, height, width)
-        full_height, full_width = self.input_shape[1] * self.patch_size, self.input_shape[2] * self.patch_size
-        extra_height, extra_width = full_height - height, full_width - width
-        if extra_height or extra_width:
-            top, left = extra_height // 2, extra_width // 2
-            images = F.pad(images, (left, extra_width - left, top, extra_height - top), mode="replicate")
-        return F.pixel_unshuffle(images, self.patch_size) if self.patch_size > 1 else images
+        return fold(super().prepare(images), *self.input_shape[1:], self.patch_size)
 
-    def restore(self, x0: Tensor) -> Tensor:
-        """Undo `prepare`, for images of the backbone's own shape.
+    def decode(self, x0: Tensor) -> Tensor:
+        """Undo `prepare`, but for what it cropped: images of `image_shape` in [-1, 1]."""
+        return super().decode(unfold(x0, *self.image_shape[1:], self.patch_size))
 
-        Parameters
-        ----------
-        x0 : Tensor of shape (n, *input_shape)
-
-        Returns
-        -------
-        Tensor of shape (n, *image_shape)
-        """
-        images = F.pixel_shuffle(x0, self.patch_size)
-        _, height, width = self.image_shape
-        top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
-        return images[:, :, top : top + height, left : left + width]
-
-    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Draw x_t of the forward process, x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise.
-
-        Parameters
-        ----------
-        x0, noise : Tensor of shape (n, *input_shape)
-            Prepared images and standard normal noise.
-        timesteps : Tensor of shape (n,), integer
-            From 0 to ``num_train_timesteps - 1``.
-
-        Returns
-        -------
-        Tensor of shape (n, *input_shape)
-        """
-        return self.scheduler.add_noise(x0, noise, timesteps)
-
-    def predict(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """Run the network: its output for each noisy image, in the scheduler's prediction type."""
-        return self.network(x_t, timesteps, return_dict=False)[0]
-
-    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the network was trained to predict, by the scheduler's prediction type.
-
-        Parameters
-        ----------
-        x0, noise, timesteps
-            As in `add_noise`.
-
-        Returns
-        -------
-        Tensor of shape (n, *input_shape)
-        """
-        kind = self.scheduler.config.prediction_type
-        if kind == "v_prediction":
-            return self.scheduler.get_velocity(x0, noise, timesteps)
-        return noise if kind == "epsilon" else x0
-
-    def denoising_loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Mean squared error of the network's prediction: the loss the model was pretrained with.
-
-        Parameters
-        ----------
-        x0, noise, timesteps
-            As in `add_noise`.
-
-        Returns
-        -------
-        Tensor of shape (), float32
-        """
-        prediction = self.predict(self.add_noise(x0, noise, timesteps), timesteps)
-        target = self.target(x0, noise, timesteps)
-        # A network with learned variances has twice the channels; the mean comes first.
-        return F.mse_loss(prediction[:, : target.shape[1]].float(), target.float())
-
-    def check_timestep(self, timestep: int, name: str = "timestep") -> None:
-        """Raise ValueError for a timestep that the network was not trained on."""
-        if not 0 <= timestep <= self.max_timestep:
-            raise ValueError(
-                f"{name} must be from 0 to {self.max_timestep}, the last that the backbone was trained on; "
-                f"got {shown(timestep)}"
-            )
-
-    def check_channels(self, channels: int) -> None:
-        """Raise ValueError for images whose channels cannot be made those of the backbone."""
-        if channels != self.image_shape[0] and (channels, self.image_shape[0]) not in _CHANNEL_CHANGES:
-            raise ValueError(
-                f"X has images of {channels} channels, which cannot be adapted "
-                f"to the {self.image_shape[0]} of the backbone; channel_axis says where X has its channels"
-            )
-
-    def to(self, device: torch.device | str) -> PixelBackbone:
-        """Move the network in place and return this backbone."""
-        self.network.to(device)
-        return self
-
-    def copy(self) -> PixelBackbone:
-        """Return a backbone with weights of its own."""
-        return copy.deepcopy(self)
-
-    def fingerprint(self) -> str:
-        """Return a hash of weights, architecture, schedule and image shape, as a cache key."""
-        digest = hashlib.sha256()
-        for config in (self.network.config, self.scheduler.config):
-            # Without what diffusers notes of itself, such as the folder that weights came from.
-            public = {key: value for key, value in config.items() if not key.startswith("_")}
-            digest.update(json.dumps(public, sort_keys=True, default=str).encode())
-        digest.update(f"{self.image_shape}{self.patch_size}".encode())
-        tensors = {**self.network.state_dict(), "alphas_cumprod": self.scheduler.alphas_cumprod}
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+    def settings(self) -> list[Any]:
+        """Return what else features depend on, as JSON can hold it."""
+        return [*super().settings(), self.patch_size, *([] if self.null_class is None else [self.null_class])]
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Save as a diffusers ``DDPMPipeline`` folder with safetensors weights.
@@ -284,7 +165,7 @@ class PixelBackbone:
             Where the folder cannot be written to, for instance for want of space.
         """
         with ONE_AT_A_TIME:
-            from diffusers import DDPMPipeline
+            import diffusers
 
         folder = as_folder(folder)
         if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16"):
@@ -295,9 +176,12 @@ class PixelBackbone:
             for parameter in network.parameters():
                 parameter.data = parameter.data.to(getattr(torch, dtype))
         record = {**self.recipe, "image_shape": list(self.image_shape), "patch_size": self.patch_size}
+        if self.null_class is not None:
+            record["null_class"] = self.null_class
         # The index last: without it, nobody takes half of a pipeline, or one without its record, for a whole one.
         with replacing(folder, last=INDEX_FILE) as partial:
-            DDPMPipeline(network, self.scheduler).save_pretrained(partial, safe_serialization=True)
+            pipeline = getattr(diffusers, _PIPELINES.get(type(self.scheduler).__name__, "DDPMPipeline"))
+            pipeline(network, self.scheduler).save_pretrained(partial, safe_serialization=True)
             (partial / RECIPE_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -305,46 +189,96 @@ class PixelBackbone:
         return {
             "network_config": dict(self.network.config),
             "weights": {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()},
-            "scheduler_config": dict(self.scheduler.config),
+            "scheduler": (type(self.scheduler).__name__, dict(self.scheduler.config)),
             "image_shape": self.image_shape,
             "patch_size": self.patch_size,
             "recipe": self.recipe,
+            "null_class": self.null_class,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         with ONE_AT_A_TIME:
-            from diffusers import DDPMScheduler
+            import diffusers
 
+        kind, config = state["scheduler"]
         self.__init__(  # type: ignore[misc]
             new_network(state["network_config"], state["weights"], "of the pickle"),
-            DDPMScheduler.from_config(state["scheduler_config"]),
+            getattr(diffusers, kind).from_config(config),
             image_shape=state["image_shape"],
             patch_size=state["patch_size"],
             recipe=state["recipe"],
+            null_class=state["null_class"],
         )
 
 
-_CHANNEL_CHANGES = frozenset({(1, 3), (3, 1), (4, 3), (4, 1)})
+def _mean_embedding(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    return module.weight.mean(dim=0).expand_as(output)
 
 
-def _adapt_channels(images: Tensor, channels: int) -> Tensor:
-    found = images.shape[1]
-    if found == channels:
-        return images
-    if (found, channels) not in _CHANNEL_CHANGES:
-        raise ValueError(f"images of {found} channels cannot be adapted to {channels}")
-    images = images[:, :3]  # without alpha
-    if channels == 3:
-        return images.expand(-1, 3, -1, -1) if found == 1 else images
-    return (images * images.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+def _shapes(
+    config: Mapping[str, Any], fields: Fields, patch_size: int
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the shapes of images and of what the network sees."""
+    size, channels = sides(config, _CONFIGURATION), int(config["in_channels"])
+    image_shape = None
+    if fields.values["image_shape"] is not None:
+        image_shape = fields.integers("image_shape", 1, MAX_SIDE * patch_size, range(3, 4))
+    if size is None and image_shape is None:
+        raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
+    height, width = size or (math.ceil(side / patch_size) for side in image_shape[1:])
+    image_shape = image_shape or (channels // patch_size**2, height * patch_size, width * patch_size)
+    # What the network halves as often as it has levels must be even that often.
+    divisor = 2 ** (len(config["block_out_channels"]) - 1)
+    height, width = (divisor * math.ceil(side / divisor) for side in (height, width))
+    if image_shape[0] * patch_size**2 != channels:
+        raise ValueError(
+            f"{_RECIPE}: image_shape {image_shape} and patch_size {patch_size} make "
+            f"{image_shape[0] * patch_size**2} channels, in_channels of the network is {channels}"
+        )
+    if image_shape[1] > height * patch_size or image_shape[2] > width * patch_size:
+        raise ValueError(
+            f"{_RECIPE}: image_shape {image_shape} is larger than what the network sees, "
+            f"{(height * patch_size, width * patch_size)}"
+        )
+    return image_shape, (channels, height, width)
 
 
-def _cover(images: Tensor, height: int, width: int) -> Tensor:
-    scale = max(height / images.shape[2], width / images.shape[3])
-    cover = (
-        max(height, math.ceil(images.shape[2] * scale - 1e-6)),
-        max(width, math.ceil(images.shape[3] * scale - 1e-6)),
-    )
-    images = F.interpolate(images, size=cover, mode="bicubic", antialias=True).clamp(-1, 1)
-    top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
-    return images[:, :, top : top + height, left : left + width]
+def check_time_embedding(config: Mapping[str, Any], scheduler: Any, where: str) -> None:
+    """Raise ValueError where a network is told of noise otherwise than its schedule has it.
+
+    Parameters
+    ----------
+    config : mapping
+        Of a ``UNet2DModel``.
+    scheduler : diffusers.SchedulerMixin
+    where : str
+        What errors name.
+    """
+    kind = type(scheduler).__name__
+    if (config["time_embedding_type"] == "fourier") != (kind == "ScoreSdeVeScheduler"):
+        raise ValueError(
+            f"{where}: time_embedding_type 'fourier' is that of score-based networks (NCSN++, variance exploding), and "
+            f"goes with a ScoreSdeVeScheduler only; got {config['time_embedding_type']!r} and a {kind}"
+        )
+
+
+def _check_timesteps(config: Mapping[str, Any], fields: Fields, last: int) -> None:
+    """Raise ValueError where the recipe has more timesteps than the schedule, or these more than the network."""
+    if "settings" in fields.values:
+        settings = {"max_timestep": last, **fields.mapping("settings")}
+        last = Fields(settings, fields.where).integer("max_timestep", 0, last)
+    if config["time_embedding_type"] == "learned" and last >= config["num_train_timesteps"]:
+        raise ValueError(
+            f"{_CONFIGURATION}: num_train_timesteps must be above the last timestep, {last}; got "
+            f"{config['num_train_timesteps']}"
+        )
+
+
+def _check_class(config: Mapping[str, Any], fields: Fields) -> int | None:
+    """Return the class that stands for none, where one is named."""
+    count = config["num_class_embeds"]
+    if fields.values["null_class"] is None:
+        return None
+    if count is None:
+        raise ValueError(f"null_class is for networks that are told classes; got {shown(fields.values['null_class'])}")
+    return fields.integer("null_class", 0, count - 1)

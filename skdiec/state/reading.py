@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from skdiec.activations import Cell
-from skdiec.backbones import PixelBackbone
+from skdiec.backbones import Backbone
 from skdiec.backbones.config_files import Fields
 from skdiec.features import FeatureExtractor
 from skdiec.images import ImageFormat
@@ -360,7 +360,7 @@ def _add_backbones(attributes: dict[str, Any], saved: ModelFolder) -> None:
     attributes["backbone_"] = backbones[0]
 
 
-def _check_fit(backbone: PixelBackbone, attributes: Mapping[str, Any], where: str) -> None:
+def _check_fit(backbone: Backbone, attributes: Mapping[str, Any], where: str) -> None:
     cell = attributes["_cell"]
     try:
         backbone.check_channels(attributes["image_shape_"][0])
