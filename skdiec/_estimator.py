@@ -28,6 +28,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory, validate_dat
 from skdiec._callbacks import OF_SKLEARN, CallbackSupportMixin, Stages, Steps, with_callbacks
 from skdiec._parameters import CONSTRAINTS, check_init, check_parameters, search_space
 from skdiec._version import __version__
+from skdiec.activations import Cell
 from skdiec.backbones import (
     Backbone,
     Pretraining,
@@ -38,6 +39,7 @@ from skdiec.backbones import (
     pretrain,
     untrained_backbone,
 )
+from skdiec.cluster_number import MAX_IMAGES
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import knn_graph
 from skdiec.images import (
@@ -45,12 +47,13 @@ from skdiec.images import (
     ImageFormat,
     ImageSource,
     as_image_source,
+    distinct_rows,
     is_rows,
     refuse_one_image,
     thumbnails,
     unpack,
 )
-from skdiec.initialization import Initialization, initialize
+from skdiec.initialization import Initialization, first_number, initialize
 from skdiec.messages import MAX_LENGTH, keeping_warnings, shortened, shown, warn
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
 from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
@@ -96,8 +99,9 @@ class DiffusionEmbeddedClustering(
 
     Parameters
     ----------
-    n_clusters : int, default=8
-        Number of clusters.
+    n_clusters : int or "auto", default=8
+        Number of clusters. ``"auto"`` finds it, from 2 to 150, on up to 2,000 images; see `n_clusters_scores_`. The
+        search works with a first estimate, from one of its representations; the chosen one gives the final number.
 
     backbone : Pretraining, str, path or model, default="auto"
         The diffusion model.
@@ -292,6 +296,15 @@ class DiffusionEmbeddedClustering(
 
     Attributes
     ----------
+    n_clusters_ : int
+        Number of clusters: `n_clusters`, or what ``"auto"`` has found.
+
+    n_clusters_scores_ : dict of str to ndarray of shape (n_candidates,)
+        How ``"auto"`` has found it, and only there: the numbers that were looked at (``"n_clusters"``), and the mean
+        silhouette (``"silhouette"``) and the modularity (``"modularity"``) of a partition into each. Both scores tend
+        to be highest at too many clusters, for different reasons, so `n_clusters_` is the smaller one of the numbers
+        where one of them is highest.
+
     labels_ : ndarray of shape (n_samples,), int32
         Cluster of each training image.
 
@@ -411,7 +424,7 @@ class DiffusionEmbeddedClustering(
 
     def __init__(
         self,
-        n_clusters: int = 8,
+        n_clusters: int | str = 8,
         *,
         backbone: Pretraining | str | os.PathLike | Any = "auto",
         image_shape: Sequence[int] | None = None,
@@ -578,6 +591,7 @@ class DiffusionEmbeddedClustering(
             extractor = self._get_backbone(setup, steps)
         n_passes = len(setup.timesteps) * self.search_draws if self.search == "grid" else None
         with stages.stage("search", n_passes) as steps:
+            self.n_clusters_ = self._first_number(extractor, setup) if setup.distinct is not None else self.n_clusters
             search = self._search(extractor, setup, steps)
         self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
         self.search_result_, self.layers_, self.timesteps_ = search, search.layers, search.timesteps
@@ -592,7 +606,7 @@ class DiffusionEmbeddedClustering(
             start = memory.cache(initialize, ignore=["n_jobs"])(
                 __version__,
                 features,
-                self.n_clusters,
+                self.n_clusters if setup.distinct is None else setup.distinct,
                 self.n_components,
                 self.n_neighbors,
                 self.neighbors_algorithm,
@@ -603,6 +617,14 @@ class DiffusionEmbeddedClustering(
                 self.n_jobs,
             )
         self.initial_labels_, self.stability_ = start.labels, start.stability
+        taken, self.n_clusters_ = self.n_clusters_, start.n_clusters
+        if start.number is not None:
+            logger.info("%d clusters (the search took %d)", start.n_clusters, taken)
+            self.n_clusters_scores_ = {
+                "n_clusters": start.number.candidates,
+                "silhouette": start.number.silhouettes,
+                "modularity": start.number.modularities,
+            }
         self.n_components_ = self._n_features_out = start.h.shape[1]
         with stages.stage("training", 0 if self.head is None else self.max_epochs) as steps:
             self._train(extractor, source, start, seeds.head, steps)
@@ -633,7 +655,8 @@ class DiffusionEmbeddedClustering(
         load = functools.cache(lambda: load_backbone(self.backbone))
         file_shape = (lambda: load().image_shape) if pretraining is None else None
         source = self._image_source(self._check_input(X, reset=True), file_shape=file_shape)
-        if len(source) < self.n_clusters:
+        is_open = self.n_clusters == "auto"
+        if not is_open and len(source) < self.n_clusters:
             raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
         if len(source) < 2:
             raise ValueError("X must hold at least 2 images to tell what they vary in; got n_samples=1")
@@ -653,8 +676,12 @@ class DiffusionEmbeddedClustering(
                 f"shift must be less than the images' sides, {source.shape[1:]} (height, width); got {self.shift}"
             )
         files = source.paths if isinstance(source, FileImages) else None
+        source, distinct = source.in_memory(), None
+        if is_open:
+            order = np.random.default_rng(seeds.subset).permutation(len(source))
+            distinct = distinct_rows(source, order[:MAX_IMAGES])
         return _Setup(
-            source.in_memory(), files, backbone, pretraining, layers, timesteps, poolings, device, memory, seeds
+            source, files, backbone, pretraining, layers, timesteps, poolings, device, memory, seeds, distinct
         )
 
     def _get_backbone(self, setup: _Setup, steps: Steps) -> FeatureExtractor:
@@ -923,11 +950,11 @@ class DiffusionEmbeddedClustering(
 
     def _warn_of_empty_clusters(self) -> None:
         found = len(np.unique(self.labels_))
-        if found < self.n_clusters:
+        if found < self.n_clusters_:
             distinct = len(np.unique(self.embedding_, axis=0))
             warn(
-                f"only {found} of n_clusters={self.n_clusters} clusters have images: the {len(self.labels_)} images of "
-                f"X have {distinct} different embeddings",
+                f"only {found} of n_clusters={self.n_clusters_} clusters have images: the {len(self.labels_)} images "
+                f"of X have {distinct} different embeddings",
                 ConvergenceWarning,
             )
 
@@ -962,6 +989,17 @@ class DiffusionEmbeddedClustering(
     def _fitted_source(self, X: Any) -> ImageSource:
         return self._image_source(self._check_input(X, reset=False), like=self._format)
 
+    def _first_number(self, extractor: FeatureExtractor, setup: _Setup) -> int:
+        """Estimate the number of clusters before anything was searched, by the layer with the smallest map."""
+        layer = min(setup.layers, key=lambda name: math.prod(setup.layers[name][1:]))
+        fitting = [pooling for pooling in setup.poolings if pooling <= min(setup.layers[layer][1:])]
+        timestep = setup.timesteps[(len(setup.timesteps) - 1) // 2]
+        cell = Cell(layer, timestep, max(fitting, default=min(setup.poolings)))
+        extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
+        features = extractor.extract(setup.source, [cell], rows=setup.distinct)[cell]
+        with one_blas_thread:
+            return first_number(features, _SEARCH_COMPONENTS, self.n_neighbors, setup.seeds.search, self.n_jobs)
+
     def _search(self, extractor: FeatureExtractor, setup: _Setup, steps: Steps) -> SearchResult:
         source, seeds, memory = setup.source, setup.seeds, setup.memory
         size = min(len(source), self.max_search_samples)
@@ -985,7 +1023,7 @@ class DiffusionEmbeddedClustering(
             timesteps=setup.timesteps,
             poolings=setup.poolings,
             costs=extractor.layer_costs(setup.layers),
-            n_clusters=self.n_clusters,
+            n_clusters=self.n_clusters_,
             criterion=self.criterion,
             n_components=_SEARCH_COMPONENTS,
             n_neighbors=self.n_neighbors,
@@ -1023,7 +1061,7 @@ class DiffusionEmbeddedClustering(
             return steps.report(state.epoch, self.max_epochs, attributes, is_last=state.is_last)
 
         config = self._training_config(len(source), seed)
-        result = train(embedder, start.graph, start.labels, self.n_clusters, config, report)
+        result = train(embedder, start.graph, start.labels, start.n_clusters, config, report)
         # As a loaded one is: kernels for weights that need gradients differ in the last bits.
         self.backbone_.network.requires_grad_(False)
         self._model = EmbeddingModel(start.projection, head, result.centers, self.nu)
@@ -1112,6 +1150,8 @@ class _Setup:
     device: torch.device
     memory: joblib.Memory
     seeds: _Seeds
+    distinct: NDArray[np.integer] | None
+    """Images to estimate the number of clusters on, where it is to be found."""
 
 
 def _run_search(

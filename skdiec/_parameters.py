@@ -38,7 +38,7 @@ DEFAULT_POOLINGS = (1, 2, 4)
 """Poolings searched by default."""
 
 CONSTRAINTS: dict[str, list[Any]] = {
-    "n_clusters": [Interval(Integral, 1, None, closed="left")],
+    "n_clusters": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
     "backbone": [str, os.PathLike, HasMethods(["parameters"]), HasMethods(["save_pretrained"]), Pretraining],
     "image_shape": ["array-like", None],
     "channel_axis": [Integral, None],
@@ -123,13 +123,19 @@ def check_parameters(estimator: BaseEstimator) -> None:
         raise ImportError(
             "neighbors_algorithm='nndescent' needs pynndescent, which is not installed: pip install pynndescent"
         )
-    if estimator.max_search_samples < estimator.n_clusters:
+    is_open = isinstance(estimator.n_clusters, str)
+    if not is_open and estimator.max_search_samples < estimator.n_clusters:
         raise ValueError(
             f"max_search_samples must be at least n_clusters={estimator.n_clusters}; got {estimator.max_search_samples}"
         )
     if estimator.n_jobs == 0:  # joblib would say so too, after the backbone was trained
         raise ValueError("n_jobs must be None, positive or negative, as in scikit-learn; got 0")
     if not isinstance(estimator.init, str):
+        if is_open:
+            raise ValueError(
+                "n_clusters must be an int where init has labels or centres, which say how many clusters there are; "
+                "got 'auto'"
+            )
         _check_init_values(estimator.init, estimator.n_clusters)
     if callable(estimator.criterion):
         _check_criterion(estimator.criterion)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.metrics import pairwise_distances_argmin
 
+from skdiec.cluster_number import ClusterNumber, estimate_n_clusters
 from skdiec.graph import knn_graph
 from skdiec.parallel import in_parallel
 from skdiec.partition import initial_partition, kmeans_labels
@@ -39,6 +40,9 @@ class Initialization:
         The initial partition.
     stability : float
         How sure it is; NaN where it was not searched for. See `skdiec.partition.initial_partition`.
+    n_clusters : int
+    number : ClusterNumber or None
+        How `n_clusters` was found, where it was.
     """
 
     projection: Projection
@@ -46,12 +50,14 @@ class Initialization:
     graph: sparse.csr_array
     labels: NDArray[np.int32]
     stability: float
+    n_clusters: int
+    number: ClusterNumber | None
 
 
 def initialize(
     version: str,
     features: NDArray[np.float32],
-    n_clusters: int,
+    n_clusters: int | NDArray[np.integer],
     n_components: int,
     n_neighbors: int,
     neighbors_algorithm: str,
@@ -68,7 +74,9 @@ def initialize(
     version : str
         Of this library, for caches: another one may give another result.
     features : ndarray of shape (n, d), float32
-    n_clusters, n_components, n_neighbors, neighbors_algorithm, init, n_init, n_jobs
+    n_clusters : int or ndarray of shape (m,)
+        Rows of `features`, of images that differ, to estimate the number on.
+    n_components, n_neighbors, neighbors_algorithm, init, n_init, n_jobs
         See `DiffusionEmbeddedClustering`.
     balance : float
         Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
@@ -88,6 +96,11 @@ def initialize(
     projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
     h = projection.project(features)
     graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
+    side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
+    number = None
+    if not isinstance(n_clusters, int):
+        number = estimate_n_clusters(h[n_clusters], n_neighbors, seed=seed, call_all=side_by_side)
+        n_clusters = number.n_clusters
     stability = math.nan
     if not isinstance(init, str) and np.ndim(init) == 1:
         labels = _completed(np.asarray(init, dtype=np.int32), h)
@@ -103,10 +116,9 @@ def initialize(
         (labels,) = in_parallel([run], 1)
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-        side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
         found = initial_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side)
         labels, stability = found.labels, found.stability
-    return Initialization(projection, h, graph, labels, stability)
+    return Initialization(projection, h, graph, labels, stability, n_clusters, number)
 
 
 def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -118,3 +130,26 @@ def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.
     completed = labels.copy()
     completed[~known] = pairwise_distances_argmin(h[~known], means)
     return completed
+
+
+def first_number(
+    features: NDArray[np.float32], n_components: int, n_neighbors: int, seed: int, n_jobs: int | None
+) -> int:
+    """Estimate the number of clusters in a representation.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d), float32
+        Of images that differ.
+    n_components, n_neighbors, n_jobs
+        See `DiffusionEmbeddedClustering`.
+    seed : int
+
+    Returns
+    -------
+    int
+    """
+    mean, components, _ = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
+    h = Projection(mean, components, 1.0).project(features)
+    side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
+    return estimate_n_clusters(h, n_neighbors, seed=seed, call_all=side_by_side).n_clusters

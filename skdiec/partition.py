@@ -190,7 +190,7 @@ def initial_partition(
     link = strongest_link(graph, lowest.labels)
     if n_fine <= n_clusters or link < STRONG_LINK:
         return lowest
-    rows = _unit_rows(spectral_embedding(graph, _n_vectors(n_clusters), seed=seed))
+    rows = unit_rows(spectral_embedding(graph, _n_vectors(n_clusters), seed=seed))
 
     def merge(start: int) -> Partition:
         labels = merged_partition(graph, kmeans_labels(rows, n_fine, seed=seed + start), n_clusters)
@@ -515,7 +515,7 @@ def _candidates(
         return found
     vectors = spectral_embedding(graph, _n_vectors(n_clusters), seed=seed)
     for width in sorted({n_clusters, (n_clusters + vectors.shape[1]) // 2, vectors.shape[1]}):
-        cluster = partial(kmeans_labels, _unit_rows(vectors[:, :width]), n_clusters)
+        cluster = partial(kmeans_labels, unit_rows(vectors[:, :width]), n_clusters)
         if warm_start is not None:
             found.append(("spectral", partial(cluster, warm_start=warm_start, seed=seed)))
         starts = range(n_init if warm_start is None else 1)
@@ -528,5 +528,15 @@ def _n_vectors(n_clusters: int) -> int:
     return n_clusters + max(2, round(0.6 * n_clusters))
 
 
-def _unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows at length 1, but for those of zeros.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (n, d)
+
+    Returns
+    -------
+    ndarray of shape (n, d)
+    """
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

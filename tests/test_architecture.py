@@ -19,7 +19,7 @@ FLOORS = {
     "backbones": 1,
     "partition": 1,
     "scores": 1,
-    **dict.fromkeys(["features", "sampling", "saving", "search", "training"], 2),
+    **dict.fromkeys(["cluster_number", "features", "sampling", "saving", "search", "training"], 2),
     **dict.fromkeys(["_parameters", "initialization", "state"], 3),
     "_estimator": 4,
 }
@@ -44,6 +44,7 @@ LIBRARIES = {
         "transformers",
     },
     "cli": {"PIL", "numpy", "pyarrow", "sklearn", "torch", "tqdm", "typer"},
+    "cluster_number": {"numpy", "sklearn"},
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},

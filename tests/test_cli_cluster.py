@@ -307,7 +307,6 @@ def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "-k must say how many clusters there are, such as -k 12"),
         (["-k", "many"], "-k must be a whole number of at least 1; got 'many'"),
         (["-k", "25"], "25 clusters need at least 25 images; "),
         (["-k", "3", "--copy", "--link"], "--copy and --link exclude each other"),

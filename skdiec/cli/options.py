@@ -75,9 +75,6 @@ def numbers(name: str, text: str | None, kind: type[int] | type[float] = int) ->
 def number_of_clusters(text: str | None) -> int | str:
     """Return what ``-k`` says.
 
-    This is the one place to change once the estimator takes ``n_clusters="auto"``: "auto" is to be returned where an
-    error is raised now. All that comes after takes it.
-
     Parameters
     ----------
     text : str or None
@@ -92,7 +89,7 @@ def number_of_clusters(text: str | None) -> int | str:
         For what is no number above 0.
     """
     if text is None or text == "auto":
-        raise ValueError("-k must say how many clusters there are, such as -k 12")
+        return "auto"
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"-k must be a whole number of at least 1; got {text!r}")
     return int(text)

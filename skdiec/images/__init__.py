@@ -14,7 +14,7 @@ from skdiec.images.arrays import CHANNEL_COUNTS, ArrayImages, as_array, as_array
 from skdiec.images.containers import Pictures, is_paths, is_rows, unpack
 from skdiec.images.files import FileImages, as_paths, file_images
 from skdiec.images.pictures import picture_images
-from skdiec.images.source import ImageFormat, ImageSource, thumbnails
+from skdiec.images.source import ImageFormat, ImageSource, distinct_rows, thumbnails
 from skdiec.messages import shown
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "as_array",
     "as_image_source",
     "checked_image_shape",
+    "distinct_rows",
     "is_paths",
     "is_rows",
     "refuse_one_image",

@@ -164,3 +164,25 @@ def thumbnails(source: ImageSource, max_side: int = 16) -> NDArray[np.float32]:
             images = np.add.reduceat(images, bounds, axis=axis) / sizes
         result[start : start + rows] = images.reshape(len(images), -1)
     return result
+
+
+def distinct_rows(source: ImageSource, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Leave out images that are equal to an earlier one of them.
+
+    Parameters
+    ----------
+    source : ImageSource
+    rows : ndarray of shape (n,)
+        Indices of images.
+
+    Returns
+    -------
+    ndarray of shape (n_distinct,)
+        Those that are left, in ascending order.
+    """
+    rows = np.sort(rows)
+    flat = np.ascontiguousarray(source.read(rows)).reshape(len(rows), -1)
+    first: dict[bytes, int] = {}
+    for row, image in zip(rows, flat, strict=True):
+        first.setdefault(hashlib.sha256(image.tobytes()).digest(), row)
+    return np.array(list(first.values()), dtype=rows.dtype)

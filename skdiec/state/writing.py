@@ -109,6 +109,8 @@ def _encoded_state(model: Any, arrays: dict[str, NDArray]) -> dict[str, Any]:
     ):
         arrays[name] = getattr(model, name)
     arrays.update({f"snapshots_.{epoch}": array for epoch, array in model.snapshots_.items()})
+    scores = getattr(model, "n_clusters_scores_", {})
+    arrays.update({f"n_clusters_scores_.{name}": array for name, array in scores.items()})
     arrays["projection.mean"] = embedding.projection.mean.numpy()
     arrays["projection.components"] = embedding.projection.components.numpy()
     if embedding.head is not None:
@@ -134,6 +136,7 @@ def _encoded_state(model: Any, arrays: dict[str, NDArray]) -> dict[str, Any]:
         "share_explained_": {str(timestep): encoded_float(x) for timestep, x in model.share_explained_.items()},
         "fit_seconds_": dict(model.fit_seconds_),
         "warnings_": list(model.warnings_),
+        "n_candidates": len(scores.get("n_clusters", ())),
         "n_snapshot_rows": len(model.snapshot_rows_),
         "snapshots_": list(model.snapshots_),
         "history_": {name: type_of(array) for name, array in model.history_.items()},

@@ -1,0 +1,120 @@
+"""How many clusters there are: two scores of partitions into every number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import pairwise_distances, silhouette_score
+
+from skdiec.graph import knn_graph, spectral_embedding
+from skdiec.partition import kmeans_labels, unit_rows
+from skdiec.scores import modularity, normalized_cut
+
+MAX_IMAGES = 2000
+"""Images that the number is estimated on, at most."""
+
+MAX_CLUSTERS = 150
+"""The highest number that is looked at."""
+
+_LEAST_SIZE = 8  # images of a cluster, on average
+_EVERY_UP_TO = 30
+_STEP = 1.06  # from one number to the next, above
+_N_INIT = 3
+
+
+@dataclass(frozen=True)
+class ClusterNumber:
+    """How many clusters there are.
+
+    Attributes
+    ----------
+    n_clusters : int
+        The smaller one of the numbers with the highest silhouette and with the highest modularity.
+    candidates : ndarray of shape (n_candidates,), int64
+        Numbers that were looked at, in ascending order: all up to 30, and steps of 6 % above.
+    silhouettes : ndarray of shape (n_candidates,), float64
+        Mean silhouette of the partition into each.
+    modularities : ndarray of shape (n_candidates,), float64
+        Modularity of the neighbourhood graph's partition into each.
+    """
+
+    n_clusters: int
+    candidates: NDArray[np.int64]
+    silhouettes: NDArray[np.float64]
+    modularities: NDArray[np.float64]
+
+
+def estimate_n_clusters(
+    X: NDArray[np.floating],
+    n_neighbors: int,
+    *,
+    seed: int = 0,
+    call_all: Callable[[Sequence[Callable[[], tuple[float, float]]]], Sequence[tuple[float, float]]] | None = None,
+) -> ClusterNumber:
+    """Estimate the number of clusters of some rows.
+
+    The rows are divided into each number of clusters by k-means on as many eigenvectors of their neighbourhood graph.
+    Both scores of these partitions err on the side of too many, for different reasons. The silhouette does where the
+    images of a class form tight groups, such as poses of one face. Modularity does where classes are large beside the
+    neighbourhoods of their images. So the smaller number is taken.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+        Features, none of them of two equal images. More than 2,000 rows take long.
+    n_neighbors : int
+        See `skdiec.graph.knn_graph`.
+    seed : int, default=0
+    call_all : callable, default=None
+        As in `skdiec.partition.best_partition`.
+
+    Returns
+    -------
+    ClusterNumber
+        1 where there are fewer than 4 rows, and no candidates.
+    """
+    candidates = candidate_numbers(len(X))
+    if not len(candidates):
+        return ClusterNumber(1, candidates, np.empty(0), np.empty(0))
+    graph = knn_graph(X, n_neighbors)
+    vectors = spectral_embedding(graph, int(candidates[-1]), seed=seed)
+    distances = pairwise_distances(X)
+    np.fill_diagonal(distances, 0.0)
+
+    def scores(count: int) -> tuple[float, float]:
+        rows = unit_rows(vectors[:, :count])
+        found = [kmeans_labels(rows, count, seed=seed + start) for start in range(_N_INIT)]
+        labels = min(found, key=partial(normalized_cut, graph))
+        if not 1 < len(np.unique(labels)) < len(X):
+            return -1.0, 0.0
+        return float(silhouette_score(distances, labels, metric="precomputed")), modularity(graph, labels)
+
+    calls = [partial(scores, int(count)) for count in candidates]
+    values = np.array([call() for call in calls] if call_all is None else list(call_all(calls)))
+    best = candidates[values.argmax(axis=0)].min()
+    return ClusterNumber(int(best), candidates, values[:, 0].copy(), values[:, 1].copy())
+
+
+def candidate_numbers(n_samples: int) -> NDArray[np.int64]:
+    """Return the numbers of clusters to look at.
+
+    Parameters
+    ----------
+    n_samples : int
+
+    Returns
+    -------
+    ndarray of shape (n_candidates,), int64
+        From 2; none for fewer than 4 images.
+    """
+    if n_samples < 4:
+        return np.empty(0, dtype=np.int64)
+    highest = min(max(2, n_samples // _LEAST_SIZE), MAX_CLUSTERS)
+    found = list(range(2, min(highest, _EVERY_UP_TO) + 1))
+    while (following := int(np.ceil(found[-1] * _STEP))) <= highest and found[-1] >= _EVERY_UP_TO:
+        found.append(following)
+    return np.array(found, dtype=np.int64)
