@@ -51,7 +51,7 @@ from skdiec.images import (
     unpack,
 )
 from skdiec.initialization import Initialization, initialize
-from skdiec.messages import MAX_LENGTH, shortened, shown, warn
+from skdiec.messages import MAX_LENGTH, keeping_warnings, shortened, shown, warn
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
 from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
 from skdiec.scores import modularity, normalized_cut
@@ -189,7 +189,8 @@ class DiffusionEmbeddedClustering(
           by far, it is one of merged clusters (`skdiec.partition.initial_partition`).
         - ``"k-means++"`` is the paper's k-means on the features.
         - One dimension: labels, the cluster of each image from 0 to n_clusters - 1, each cluster with an image. So a
-          partition that was corrected by hand can be trained on.
+          partition that was corrected by hand can be trained on; `skdiec.report.read_labels` reads what a report has
+          saved. -1 is for an image whose cluster is not known: it goes to the nearest mean of the others.
         - Two dimensions: centres in the space of the projected features, where the embedding starts. Rows go to the
           nearest one.
 
@@ -367,6 +368,9 @@ class DiffusionEmbeddedClustering(
     share_explained_ : dict of int to float
         Share of its task that the backbone solves on 256 of the images, at three timesteps: 1 minus its denoising loss
         over that of a straight line. 1 is perfect; below 0, with a warning, backbone and images do not fit.
+
+    warnings_ : list of str
+        The text of each warning that `fit` gave. Empty in models that earlier versions saved.
 
     backbone_ : Backbone
         The diffusion model; ``backbone_.save_pretrained(folder)`` saves a diffusers pipeline.
@@ -549,14 +553,15 @@ class DiffusionEmbeddedClustering(
         for name in [name for name in vars(fitting) if name.endswith("_") and not name.startswith("_")]:
             delattr(fitting, name)
         stages = Stages(self, X, y, n_stages=5)
-        with _logging(fitting.verbose), library_defaults():
-            fitting._fit(X, stages)
-        # In one step: a fit that fails, or is interrupted, leaves all that there was before.
-        given = {name: vars(self)[name] for name in self.get_params(deep=False)}
-        of_sklearn = {name: vars(self)[name] for name in OF_SKLEARN if name in vars(self)}
-        self.__dict__ = {**vars(fitting), **given, **of_sklearn}
-        self._warn_of_empty_clusters()
-        self._warn_of_noise()
+        with keeping_warnings() as fitting.warnings_:
+            with _logging(fitting.verbose), library_defaults():
+                fitting._fit(X, stages)
+            # In one step: a fit that fails, or is interrupted, leaves all that there was before.
+            given = {name: vars(self)[name] for name in self.get_params(deep=False)}
+            of_sklearn = {name: vars(self)[name] for name in OF_SKLEARN if name in vars(self)}
+            self.__dict__ = {**vars(fitting), **given, **of_sklearn}
+            self._warn_of_empty_clusters()
+            self._warn_of_noise()
         stages.end(lambda: fitting._fitted_attributes())
         return self
 
@@ -571,7 +576,8 @@ class DiffusionEmbeddedClustering(
 
         with stages.stage("backbone", _PRETRAINING_STEPS if setup.pretraining is not None else 0) as steps:
             extractor = self._get_backbone(setup, steps)
-        with stages.stage("search", None) as steps:
+        n_passes = len(setup.timesteps) * self.search_draws if self.search == "grid" else None
+        with stages.stage("search", n_passes) as steps:
             search = self._search(extractor, setup, steps)
         self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
         self.search_result_, self.layers_, self.timesteps_ = search, search.layers, search.timesteps

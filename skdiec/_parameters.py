@@ -287,9 +287,11 @@ def _check_init_values(init: ArrayLike, n_clusters: int) -> None:
     if values.ndim == 2 and len(values) != n_clusters:
         raise ValueError(f"init must have n_clusters={n_clusters} rows; got shape {values.shape}")
     if values.ndim == 1:
-        wrong = values[(values != np.floor(values)) | (values < 0) | (values >= n_clusters)]
+        wrong = values[(values != np.floor(values)) | (values < -1) | (values >= n_clusters)]
         if len(wrong):
-            raise ValueError(f"init must have integers from 0 to n_clusters - 1 as labels; got {wrong[0]:g}")
+            raise ValueError(
+                f"init must have integers from 0 to n_clusters - 1 as labels, or -1 for unknown; got {wrong[0]:g}"
+            )
         missing = np.setdiff1d(np.arange(n_clusters), values)
         if len(missing):
             raise ValueError(f"init must have each of n_clusters={n_clusters} labels; got no {missing[0]}")

@@ -90,7 +90,7 @@ def initialize(
     graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
     stability = math.nan
     if not isinstance(init, str) and np.ndim(init) == 1:
-        labels = np.asarray(init, dtype=np.int32)
+        labels = _completed(np.asarray(init, dtype=np.int32), h)
     elif not isinstance(init, str):
         centers = np.asarray(init, dtype=np.float64)
         if centers.shape[1] != h.shape[1]:
@@ -107,3 +107,14 @@ def initialize(
         found = initial_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side)
         labels, stability = found.labels, found.stability
     return Initialization(projection, h, graph, labels, stability)
+
+
+def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Give rows without a label, which is -1, that of the nearest mean of those with one."""
+    known = labels >= 0
+    if known.all():
+        return labels
+    means = np.stack([h[labels == cluster].mean(axis=0) for cluster in range(labels.max() + 1)])
+    completed = labels.copy()
+    completed[~known] = pairwise_distances_argmin(h[~known], means)
+    return completed

@@ -5,6 +5,9 @@ from __future__ import annotations
 import reprlib
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 MAX_LENGTH = 200
 
@@ -51,6 +54,33 @@ def shortened(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
+_kept: ContextVar[list[str] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def keeping_warnings() -> Iterator[list[str]]:
+    """Keep the text of each warning of this library, whether it is shown or not.
+
+    Returns
+    -------
+    context manager
+        Of the list that the warnings of this thread go to.
+
+    Examples
+    --------
+    >>> with warnings.catch_warnings(action="ignore"), keeping_warnings() as told:
+    ...     warn("this image is blank")
+    >>> told
+    ['this image is blank']
+    """
+    told: list[str] = []
+    before = _kept.set(told)
+    try:
+        yield told
+    finally:
+        _kept.reset(before)
+
+
 def warn(message: str, category: type[Warning] | None = None) -> None:
     """Warn at the line of the user's code that called this library, by itself or through scikit-learn.
 
@@ -63,4 +93,6 @@ def warn(message: str, category: type[Warning] | None = None) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("skdiec", "sklearn"):
         level, frame = level + 1, frame.f_back
+    if (told := _kept.get()) is not None:
+        told.append(message)
     warnings.warn(message, category, stacklevel=level)

@@ -19,11 +19,11 @@ FLOORS = {
     "backbones": 1,
     "partition": 1,
     "scores": 1,
-    **dict.fromkeys(["features", "saving", "search", "training"], 2),
+    **dict.fromkeys(["features", "sampling", "saving", "search", "training"], 2),
     **dict.fromkeys(["_parameters", "initialization", "state"], 3),
     "_estimator": 4,
 }
-LEAVES = {"__main__", "_load", "cli", "datasets", "plotting", "report"}
+LEAVES = {"__main__", "_load", "cli", "datasets", "naming", "plotting", "report"}
 LIBRARIES = {
     "__main__": set(),
     "_callbacks": {"sklearn"},
@@ -43,7 +43,7 @@ LIBRARIES = {
         "tqdm",
         "transformers",
     },
-    "cli": {"typer"},
+    "cli": {"PIL", "numpy", "pyarrow", "sklearn", "torch", "tqdm", "typer"},
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},
@@ -54,9 +54,11 @@ LIBRARIES = {
     "initialization": {"numpy", "scipy.sparse", "sklearn"},
     "messages": set(),
     "metrics": {"numpy", "scipy", "sklearn"},
+    "naming": {"PIL", "numpy", "sklearn"},
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
     "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
-    "report": {"PIL", "matplotlib", "numpy"},
+    "report": {"PIL", "jinja2", "numpy", "scipy", "sklearn"},
+    "sampling": {"numpy", "torch"},
     "saving": {"huggingface_hub", "numpy", "safetensors"},
     "scores": {"numpy", "scipy"},
     "search": {"numpy", "scipy", "sklearn"},
@@ -71,7 +73,9 @@ WHEN_USED = {
     "diffusers",
     "filelock",
     "huggingface_hub",
+    "jinja2",
     "matplotlib",
+    "pyarrow",
     "pynndescent",
     "safetensors",
     "tqdm",
@@ -158,7 +162,7 @@ def test_rooms_use_lower_floors_only(module):
     if name in LEAVES:
         allowed = {*FLOORS, *LEAVES, "_version", "skdiec"} if name in ("__main__", "cli") else {*FLOORS, "_version"}
     elif name == "skdiec":
-        allowed = {"_estimator", "_version", "backbones"}
+        allowed = {"_estimator", "_load", "_version", "backbones"}
     elif name == "_version":
         allowed = set()
     else:
@@ -178,6 +182,12 @@ def test_heavy_libraries_are_imported_when_used(module):
     assert libraries_used_by(at_import(MODULES[module])) & WHEN_USED == set()
 
 
+def test_importing_the_package_imports_nothing_else():
+    """What takes seconds comes with the first name that is used, and the command line speaks before that."""
+    tree = at_import(MODULES["skdiec"])
+    assert set(imported(tree)) - set(sys.stdlib_module_names) == {"skdiec._version"}
+
+
 def test_only_backbones_uses_diffusers():
     assert {room(module) for module in MODULES if "diffusers" in libraries_used_by(MODULES[module])} == {"backbones"}
 
@@ -193,9 +203,12 @@ def test_no_library_of_the_table_is_unused():
 def test_libraries_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["cli"], *extras["nndescent"], *extras["text"]]
-    declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements}
-    used = {name.split(".")[0] for room in {*FLOORS, "cli"} for name in LIBRARIES[room]}
+    requirements = [
+        *project["dependencies"],
+        *(name for extra in ("cli", "nndescent", "report", "text") for name in extras[extra]),
+    ]
+    declared = {re.match(r"[\w-]+", requirement).group() for requirement in requirements} - {"skdiec"}
+    used = {name.split(".")[0] for room in {*FLOORS, "cli", "report"} for name in LIBRARIES[room]}
     assert {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in used} == declared
 
 
@@ -210,11 +223,13 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         "backbones",
         "datasets",
         "metrics",
+        "naming",
         "plotting",
+        "report",
         "scores",
     }
     assert dir(skdiec) == sorted(skdiec.__all__)
-    for name in ("backbones", "datasets", "metrics", "plotting", "scores"):
+    for name in ("backbones", "datasets", "metrics", "naming", "plotting", "report", "scores"):
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018

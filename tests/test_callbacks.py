@@ -36,7 +36,7 @@ class Recorder:
     """Writes down every call, and ends stages where it is told to."""
 
     def __init__(self, ends=lambda names, number: False):
-        self.calls, self.ends = [], ends
+        self.calls, self.ends, self.n_steps = [], ends, {}
 
     def setup(self, estimator, context):
         self.calls.append(("setup", estimator, ()))
@@ -46,6 +46,7 @@ class Recorder:
 
     def on_fit_task_begin(self, estimator, context):
         self.calls.append(("begin", estimator, path(context)))
+        self.n_steps[context.task_name] = context.max_subtasks
 
     def on_fit_task_end(self, estimator, context, *, X=None, y=None, fitted_estimator=None):
         self.calls.append(("end", estimator, path(context)))
@@ -89,6 +90,7 @@ def test_stages_and_steps_are_told_of_in_order(make_model, images):
         len({cell.timestep for cell in stage.cells}) * stage.n_draws for stage in model.search_result_.stages
     )
     assert recorder.ended("search") == n_passes == 2
+    assert recorder.n_steps["search"] == n_passes
     assert recorder.ended("backbone") == recorder.ended("features") == 100
     assert recorder.ended("partition") == 0
     assert recorder.ended("training") == model.n_iter_ == 4

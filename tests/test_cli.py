@@ -103,13 +103,13 @@ def test_failures_are_told_of_in_one_line(error, code, message, tmp_path, images
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("skdiec.cli.train_backbone", fail)
+    monkeypatch.setattr("skdiec.backbones.pretrain", fail)
     result = CliRunner().invoke(app, ["pretrain", str(images), str(tmp_path / "backbone")])
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"{message}\n")
 
 
 def test_mistakes_of_ours_are_not_hidden(tmp_path, images, monkeypatch):
-    monkeypatch.setattr("skdiec.cli.train_backbone", lambda *_, **__: {}["missing"])
+    monkeypatch.setattr("skdiec.backbones.pretrain", lambda *_, **__: {}["missing"])
     result = CliRunner().invoke(app, ["pretrain", str(images), str(tmp_path / "backbone")])
     assert isinstance(result.exception, KeyError)
 

@@ -13,7 +13,7 @@ from skdiec import DiffusionEmbeddedClustering
 
 ROOT = Path(skdiec.__file__).parents[1]
 DOCS = ROOT / "docs"
-MODULES = ("datasets", "metrics", "plotting", "scores")
+MODULES = ("datasets", "metrics", "naming", "plotting", "report", "scores")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 NAMES = [
     *((skdiec, name) for name in skdiec.__all__ if name not in (*MODULES, "backbones", "__version__")),

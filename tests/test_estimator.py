@@ -720,6 +720,7 @@ def test_clusters_that_are_none_are_warned_of(make_model, planted):
     with pytest.warns(UserWarning, match=r"the clusters are hardly better than those of noise: \d\.\d\d of its cut"):
         model = make_model(5).fit(noise)
     assert model.cut_over_noise_ > 0.9
+    assert any("the clusters are hardly better than those of noise" in told for told in model.warnings_)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the clusters are hardly better")
         make_model(5).fit(noise[:90])  # too few to tell
@@ -736,6 +737,17 @@ def test_start_may_be_labels(make_model, images, labels):
         means = np.array([h[corrected == cluster].mean(axis=0) for cluster in range(3)])
         np.testing.assert_allclose(model.cluster_centers_, means, rtol=1e-4, atol=1e-5)
     assert_array_equal(make_model(init=labels).fit(images).labels_, labels)  # trained, in their order
+
+
+def test_images_without_a_label_go_to_the_nearest_mean(make_model, images, labels):
+    h = make_model(head=None).fit(images).embedding_
+    unknown = labels.copy()
+    unknown[::4] = -1
+    model = make_model(init=unknown, head=None).fit(images)
+    means = np.array([h[unknown == cluster].mean(axis=0) for cluster in range(3)])
+    expected = np.where(unknown < 0, cdist(h, means).argmin(axis=1), unknown)
+    assert_array_equal(model.initial_labels_, expected)
+    assert_array_equal(model.initial_labels_, labels)  # planted clusters lie far apart
 
 
 @pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "normalized_cut", "scott", silhouette_score])

@@ -199,12 +199,14 @@ def test_fit_measures_and_tells(trained, digits, caplog):
     with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="skdiec"):
         warnings.simplefilter("error")
         model.fit(digits[:90])
+    assert model.warnings_ == []
     assert list(model.share_explained_) == [50, 150, 350]
     assert min(model.share_explained_.values()) > 0.4
     assert "share explained of these images: 0." in caplog.text
     with pytest.warns(UserWarning, match="straight line") as caught:
         model.set_params(value_range=(-1, 1)).fit(digits[:90] / 16)
     assert [warning.filename for warning in caught] == [__file__]
+    assert model.warnings_ == [str(warning.message) for warning in caught]
     assert min(model.share_explained_.values()) < 0
 
 

@@ -203,8 +203,10 @@ def test_values_that_are_not_finite_come_back_bit_by_bit(model, tmp_path):
     model.history_["loss"][:] = odd.view(np.float64)
     model.share_explained_ = {50: np.nan, 60: -np.inf, 70: np.inf}
     model.stability_ = np.nan
+    model.warnings_ = ["one", "two"]
     model.save(tmp_path / "model")
     loaded = skdiec.load(tmp_path / "model")
+    assert loaded.warnings_ == ["one", "two"]
     assert_array_equal(loaded.history_["loss"].view(np.uint64), odd)
     assert_same(loaded.share_explained_, model.share_explained_)
     assert np.isnan(loaded.stability_)
@@ -716,6 +718,8 @@ def setting(path, value):
         (["fitted", "share_explained_"], {"ten": 0.5}, "share_explained_ must have timesteps as keys"),
         (["fitted", "fit_seconds_"], {"search": "long"}, "fit_seconds_: search must be a number"),
         (["fitted", "fit_seconds_"], 3, "fit_seconds_ must be a JSON object"),
+        (["fitted", "warnings_"], "none", "warnings_ must be a list of strings"),
+        (["fitted", "warnings_"], [1], "warnings_ must be a list of strings"),
         (
             ["fitted", "history_", "loss", "shape"],
             [3, 3, 3],

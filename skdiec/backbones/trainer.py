@@ -120,7 +120,9 @@ class Trainer:
         order = np.random.default_rng((settings.seed, epoch)).permutation(len(self.source))
         rows = np.sort(order[batch * settings.batch_size : (batch + 1) * settings.batch_size])
         x0 = self.backbone.prepare(torch.from_numpy(self.source.read(rows)).to(self.device))
-        generator = torch.Generator(self.device).manual_seed((settings.seed << 32) + self.step)
+        # Mixed, since on a CPU the generator looks at 32 bits of its seed alone.
+        mixed = int(np.random.SeedSequence((settings.seed, self.step)).generate_state(1, np.uint64)[0])
+        generator = torch.Generator(self.device).manual_seed(mixed)
         noise = torch.randn(x0.shape, generator=generator, device=self.device, dtype=x0.dtype)
         timesteps = torch.randint(settings.max_timestep + 1, (len(x0),), generator=generator, device=self.device)
         loss = self._loss_and_gradients(x0, noise, timesteps)

@@ -24,6 +24,7 @@ __all__ = [
     "ImageSource",
     "as_array",
     "as_image_source",
+    "checked_image_shape",
     "is_paths",
     "is_rows",
     "refuse_one_image",
@@ -121,7 +122,7 @@ def as_image_source(
     if channel_axis is not None and not (is_int and channel_axis in (1, -1)):
         raise ValueError(f"channel_axis must be None, 1 or -1; got {shown(channel_axis)}")
     value_range = _checked_value_range(value_range)
-    shape, shape_is_channels_last = _checked_image_shape(image_shape, channel_axis)
+    shape, shape_is_channels_last = checked_image_shape(image_shape, channel_axis)
     X = unpack(X)
     # Two numbers are the size: the files tell their channels.
     sides = shape[1:] if image_shape is not None and len(image_shape) == 2 else shape
@@ -159,10 +160,26 @@ def _checked_value_range(value_range: Sequence[float] | None) -> tuple[float, fl
     return low, high
 
 
-def _checked_image_shape(
+def checked_image_shape(
     image_shape: Sequence[int] | None, channel_axis: int | None
 ) -> tuple[tuple[int, int, int] | None, bool]:
-    """Return ``(channels, height, width)``, and whether `image_shape` has the channels last."""
+    """Return ``(channels, height, width)``, and whether `image_shape` has the channels last.
+
+    Parameters
+    ----------
+    image_shape, channel_axis
+        As in `as_image_source`.
+
+    Returns
+    -------
+    shape : tuple of int or None
+    is_channels_last : bool
+
+    Raises
+    ------
+    ValueError
+        For what is no shape, or too large.
+    """
     if image_shape is None:
         return None, False
     message = f"image_shape must be (height, width) or three numbers with the channels; got {shown(image_shape)}"

@@ -56,7 +56,8 @@ def load_model(
         Where there is no such model, or its files are damaged or contradict each other.
     """
     saved = open_model(folder, revision=revision, token=token)
-    kind, fitted = saved.values["class"], Fields(saved.values["fitted"], f"{saved.where}: fitted")
+    kind = saved.values["class"]
+    fitted = Fields({**_LATER, **saved.values["fitted"]}, f"{saved.where}: fitted")
     expected: dict[str, Expected] = {}
 
     def outline(name: str, wanted: Expected) -> NDArray:
@@ -101,6 +102,7 @@ _OTHERS = {
     "cut_over_noise_",
     "share_explained_",
     "fit_seconds_",
+    "warnings_",
     "snapshots_",
     "history_",
     "image_format",
@@ -110,6 +112,8 @@ _OTHERS = {
     "files_",
     "feature_names_in_",
 }
+_LATER: dict[str, Any] = {"warnings_": []}
+"""What models have that were saved before these values were kept."""
 _STAGE = {"n_images", "n_draws", "n_cells", "scores", "n_forward", "n_evaluations", "seconds"}
 
 
@@ -124,6 +128,7 @@ def _part(fields: Fields, name: str, keys: Iterable[str] | None = None) -> Field
 def _expected(fields: Fields) -> dict[str, Expected]:
     """Check the values, and return the types and shapes that the arrays must have by them."""
     check_keys(fields, {*_NUMBERS, *_OTHERS})
+    _strings(fields, "warnings_", least=0)
     sizes = {name: fields.integer(name, *bounds) for name, bounds in _NUMBERS.items()}
     n, k, d = (sizes[name] for name in ("n_samples", "n_clusters", "n_components_"))
     expected: dict[str, Expected] = {
@@ -180,9 +185,9 @@ def _axes(search: Fields) -> tuple[tuple[Any, ...], ...]:
     return tuple(_strings(search, "layers")), timesteps, poolings
 
 
-def _strings(fields: Fields, name: str) -> list[str]:
+def _strings(fields: Fields, name: str, *, least: int = 1) -> list[str]:
     texts = fields.values[name]
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or len(texts) < least or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{fields.where}: {name} must be a list of strings; got {shown(texts)}")
     return texts
 
@@ -258,6 +263,7 @@ def _decoded_state(fields: Fields, arrays: dict[str, NDArray], where: str) -> di
         "stability_": _float(fields, "stability_"),
         "cut_over_noise_": _float(fields, "cut_over_noise_"),
         "share_explained_": {int(name): _float(shares, name) for name in shares.values},
+        "warnings_": fields.values["warnings_"],
         "fit_seconds_": {name: seconds.number(name, 0, MAX_FLOAT) for name in seconds.values},
     }
     attributes["cluster_centers_"] = attributes["_model"].centers

@@ -133,6 +133,7 @@ def _encoded_state(model: Any, arrays: dict[str, NDArray]) -> dict[str, Any]:
         "cut_over_noise_": encoded_float(model.cut_over_noise_),
         "share_explained_": {str(timestep): encoded_float(x) for timestep, x in model.share_explained_.items()},
         "fit_seconds_": dict(model.fit_seconds_),
+        "warnings_": list(model.warnings_),
         "n_snapshot_rows": len(model.snapshot_rows_),
         "snapshots_": list(model.snapshots_),
         "history_": {name: type_of(array) for name, array in model.history_.items()},

@@ -1,31 +1,21 @@
-"""The command line: ``skdiec pretrain``."""
+"""``skdiec pretrain``."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from skdiec.backbones import pretrain as train_backbone
-from skdiec.backbones.checkpoints import CHECKPOINT_FILE
+from skdiec.cli.console import command
+from skdiec.cli.options import numbers
 from skdiec.datasets import DATASETS, load_dataset
 
 CHECKSUM_FILE = "SHA256SUMS"
 """Checksum of the weights, beside them, for ``sha256sum --check``."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.callback()
-def main() -> None:
-    """Cluster images with what a diffusion model knows of them."""
-
-
-@app.command()
 def pretrain(
     images: Annotated[
         str,
@@ -53,17 +43,19 @@ def pretrain(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Train a compact diffusion model on unlabelled images, and save it as a diffusers pipeline."""
-    with _errors_in_one_line(folder):
+    with command(quiet, goes_on=lambda: _goes_on(folder)):
+        from skdiec.backbones import pretrain as train_backbone
+
         settings = {
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
-            "channels": _numbers("channels", channels),
+            "channels": numbers("channels", channels),
             "layers_per_block": layers_per_block,
             "patch_size": patch_size,
             "max_timestep": max_timestep,
-            "image_shape": _numbers("image-shape", image_shape),
-            "value_range": _numbers("value-range", value_range, float),
+            "image_shape": numbers("image-shape", image_shape),
+            "value_range": numbers("value-range", value_range, float),
             "device": device,
         }
         given = {name: value for name, value in settings.items() if value is not None}
@@ -73,22 +65,11 @@ def pretrain(
         typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
 
 
-@contextmanager
-def _errors_in_one_line(folder: Path) -> Iterator[None]:
-    """Tell of the errors that users can do something about, and end with 2 (wrong arguments), 1 or 130 (Ctrl-C)."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
-        message, code = str(error), 2
-    except (OSError, FloatingPointError) as error:
-        message, code = str(error), 1
-    except KeyboardInterrupt:
-        goes_on = "goes on from its last checkpoint" if (folder / CHECKPOINT_FILE).exists() else "begins again"
-        message, code = f"stopped; the same command {goes_on}", 130
-    else:
-        return
-    typer.echo(f"Error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(code)
+def _goes_on(folder: Path) -> str:
+    from skdiec.backbones.checkpoints import CHECKPOINT_FILE
+
+    is_kept = (folder / CHECKPOINT_FILE).exists()
+    return f"the same command {'goes on from its last checkpoint' if is_kept else 'begins again'}"
 
 
 def _is_dataset(images: str, data: Path | None) -> bool:
@@ -112,17 +93,3 @@ def _write_checksum(folder: Path) -> str:
     if not path.exists() or path.read_text() != checksum + "\n":  # a finished folder may be read-only
         path.write_text(checksum + "\n")
     return checksum
-
-
-def _numbers(name: str, text: str | None, kind: type[int] | type[float] = int) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        word = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"--{name} must be {word} with commas between; got {text!r}") from error
-
-
-if __name__ == "__main__":
-    app()

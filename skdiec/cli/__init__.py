@@ -1,0 +1,51 @@
+"""The command line: ``skdiec cluster`` and its companions.
+
+What takes seconds to import is imported inside the commands, which have said what they are about by then.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from skdiec._version import __version__
+from skdiec.cli.clustering import cluster
+from skdiec.cli.console import arguments
+from skdiec.cli.describing import info
+from skdiec.cli.predicting import predict
+from skdiec.cli.pretraining import pretrain
+from skdiec.cli.reporting import report
+from skdiec.cli.sampling import sample
+from skdiec.cli.searching import search
+
+
+class _Commands(TyperGroup):
+    """The commands. What they were called with is kept, for the line that goes on after Ctrl-C."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        arguments.set(tuple(args))
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"skdiec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Cluster images with what a diffusion model knows of them."""
+
+
+for command in (cluster, predict, search, report, sample, info, pretrain):
+    app.command()(command)

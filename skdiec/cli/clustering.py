@@ -1,0 +1,269 @@
+"""``skdiec cluster``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skdiec._version import __version__
+from skdiec.cli.console import Console, command, duration, json_of, show, show_json, shown_path
+from skdiec.cli.fitting import Request, check_number, fit, goes_on, read_for_fit
+from skdiec.cli.options import (
+    DEFAULT_MINUTES,
+    AsJson,
+    Backbone,
+    Clusters,
+    Device,
+    Epochs,
+    Folder,
+    ImageShape,
+    Minutes,
+    Names,
+    Output,
+    Quiet,
+    Seed,
+    ValueRange,
+    number_of_clusters,
+    numbers,
+)
+from skdiec.cli.output import MODEL_FOLDER, OutputFolder, default_output, folder_names
+from skdiec.cli.reporting import REPORT_FILE, write_report
+
+if TYPE_CHECKING:
+    from skdiec._estimator import DiffusionEmbeddedClustering
+    from skdiec.cli.reading import Images
+    from skdiec.cli.tables import Table
+
+LABELS_FILE, PARQUET_FILE, SUMMARY_FILE = "labels.csv", "labels.parquet", "summary.json"
+
+_N_TYPICAL = 3
+_SHOWN_CLUSTERS = 50
+
+
+def cluster(
+    folder: Folder,
+    k: Clusters = None,
+    out: Output = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images into one folder a cluster.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="Link the images into one folder a cluster.")] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Start from the clusters in this file: labels.csv, edited by hand."),
+    ] = None,
+    names: Names = None,
+    minutes: Minutes = DEFAULT_MINUTES,
+    epochs: Epochs = None,
+    backbone: Backbone = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cluster the images of a folder: labels, a model and a summary of what was found."""
+    started = time.monotonic()
+    with command(quiet, goes_on=lambda: goes_on(folder, out)) as console:
+        request = Request(
+            backbone,
+            minutes,
+            epochs,
+            numbers("image-shape", image_shape),
+            numbers("value-range", value_range, float),
+            seed,
+            device,
+        )
+        if copy and link:
+            raise ValueError("--copy and --link exclude each other")
+        layout = "copy" if copy else "link" if link else None
+        n_clusters = None if labels is not None and k is None else number_of_clusters(k)
+        task = _Task(folder, out or default_output(folder), n_clusters, labels, names, layout)
+        summary = _cluster(task, request, started, console)
+        if as_json:
+            show_json(summary)
+        else:
+            show(_in_words(summary, task.place))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is clustered, from which start, and what is made of it."""
+
+    folder: Path
+    place: Path
+    n_clusters: int | str | None
+    labels: Path | None
+    names: Path | None
+    layout: str | None
+
+
+def _cluster(task: _Task, request: Request, started: float, console: Console) -> dict[str, Any]:
+    """Do all of it, and return the summary."""
+    from skdiec.cli.reading import find_files
+    from skdiec.cli.tables import check_names, read_labels, read_names
+
+    _check_pyarrow()
+    names = {} if task.names is None else read_names(task.names)
+    n_clusters, init = task.n_clusters, "graph"
+    files = find_files(task.folder, console, leave_out=task.place)
+    start = None if task.labels is None else read_labels(task.labels, files.names)
+    if start is not None:
+        if n_clusters not in (None, start.n_clusters):
+            raise ValueError(f"-k is {n_clusters}, and {shown_path(task.labels)} has {start.n_clusters} clusters")
+        n_clusters = start.n_clusters
+        names = {**start.names, **names}
+    if isinstance(n_clusters, int):
+        check_names(names, n_clusters, task.names)
+    check_number(n_clusters, files)
+    out = OutputFolder(task.place, console)
+    out.check_free([LABELS_FILE, PARQUET_FILE, SUMMARY_FILE, MODEL_FOLDER, REPORT_FILE])
+    images = read_for_fit(request, files, out, console)
+    check_number(n_clusters, images.files)
+    if start is not None:
+        _tell_of_labels(start, task.labels, console)
+        init = start.labels[images.rows]
+    read = time.monotonic()
+    model = fit(request, images, n_clusters, out, console, init=init)
+    fitted = time.monotonic()
+    seconds = {"reading": read - started, **model.fit_seconds_}
+
+    found = {cluster: name for cluster, name in names.items() if cluster < len(model.cluster_centers_)}
+    if len(found) < len(names):  # how many there are was left open
+        console.warn(f"{shown_path(task.names)} names clusters that were not found")
+        names = found
+    table = _write(model, images, out, names, console)
+    out.clear_layout()
+    if task.layout is not None:
+        folders = folder_names(len(model.cluster_centers_), names)
+        groups: dict[str, list[Path]] = {name: [] for name in folders}
+        for row, path in zip(images.rows, images.paths, strict=True):
+            groups[folders[table["cluster"][row]]].append(path)
+        with console.bar(f"{task.layout}ing the images") as report:
+            out.lay_out(groups, copy=task.layout == "copy", report=report)
+    seconds |= {"writing": time.monotonic() - fitted, "total": time.monotonic() - started}
+    summary = _summary(task.folder, model, images, table, names, seconds, console)
+    out.write({SUMMARY_FILE: json_of(summary).encode() + b"\n"})
+    return summary
+
+
+def _write(
+    model: DiffusionEmbeddedClustering, images: Images, out: OutputFolder, names: Mapping[int, str], console: Console
+) -> Table:
+    """Write the labels, the model and the report."""
+    from skdiec.cli.tables import csv_of, label_table, parquet_of
+
+    console.say("writing the results")
+    table = label_table(images, model, model.embedding_, names)
+    out.write({LABELS_FILE: csv_of(table), PARQUET_FILE: parquet_of(table)})
+    try:
+        model.save(out.path / MODEL_FOLDER, overwrite=True)
+    except ValueError:  # something was put beside the model that is there
+        out.set_aside(MODEL_FOLDER)
+        model.save(out.path / MODEL_FOLDER)
+    out.note([MODEL_FOLDER])
+    out.keep_changed(REPORT_FILE)
+    write_report(model, images, out.path / REPORT_FILE, names=names)
+    out.note([REPORT_FILE])
+    return table
+
+
+def _summary(
+    folder: Path,
+    model: DiffusionEmbeddedClustering,
+    images: Images,
+    table: Table,
+    names: Mapping[int, str],
+    seconds: Mapping[str, float],
+    console: Console,
+) -> dict[str, Any]:
+    """Return what was found, in plain values."""
+    import platform
+
+    import numpy as np
+    import sklearn
+    import torch
+
+    from skdiec.naming import typical_rows
+
+    sizes = np.bincount(model.labels_, minlength=len(model.cluster_centers_))
+    clusters = [
+        {
+            "cluster": number,
+            "name": names.get(number),
+            "images": int(size),
+            "probability": float(model.probabilities_[model.labels_ == number].mean()) if size else None,
+            "typical": [table["path"][images.rows[row]] for row in typical_rows(model, number, _N_TYPICAL)],
+        }
+        for number, size in enumerate(sizes)
+    ]
+    best = model.search_result_.best
+    return {
+        "skdiec": __version__,
+        "folder": str(folder.resolve()),
+        "images": len(images.rows),
+        "unreadable": [
+            {"path": images.files.names[row], "problem": problem}
+            for row, problem in sorted(images.files.problems.items())
+        ],
+        "clusters": clusters,
+        "representation": {"layer": best.layer, "timestep": best.timestep, "pooling": best.pooling},
+        "scores": {
+            "cut_over_noise": model.cut_over_noise_,
+            "stability": model.stability_,
+            "share_explained": model.share_explained_,
+        },
+        "image_shape": model.image_shape_,
+        "epochs": {"backbone": len(model.backbone_.recipe.get("loss", [])) or None, "head": model.n_iter_},
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "parameters": {**_parameters(model), "init": model.init if isinstance(model.init, str) else "labels"},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "scikit-learn": sklearn.__version__,
+        },
+        "warnings": console.warnings,
+    }
+
+
+def _parameters(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
+    return {name: value for name, value in model.get_params().items() if not hasattr(value, "get_params")}
+
+
+def _in_words(summary: Mapping[str, Any], place: Path) -> str:
+    """Return the summary as people read it."""
+    clusters = summary["clusters"]
+    lines = ["", f"{len(clusters)} clusters of {summary['images']:,} images", ""]
+    lines.append(f"{'cluster':>7}  {'images':>7}  {'sure':>5}  most typical")
+    for found in clusters[:_SHOWN_CLUSTERS]:
+        sure = "" if found["probability"] is None else f"{found['probability']:.2f}"
+        label = f"{found['name']}: " if found["name"] else ""
+        typical = ", ".join(map(shown_path, found["typical"]))
+        lines.append(f"{found['cluster']:>7}  {found['images']:>7,}  {sure:>5}  {label}{typical}")
+    if len(clusters) > _SHOWN_CLUSTERS:
+        lines.append(f"... and {len(clusters) - _SHOWN_CLUSTERS} more, in {SUMMARY_FILE}")
+    cut = summary["scores"]["cut_over_noise"]
+    lines.append("")
+    if math.isfinite(cut):
+        lines.append(f"How far apart they are: {cut:.2f} of the cut of noise (0 is best; at 1 there are no clusters).")
+    lines.append(f"In {duration(summary['seconds']['total'])}; the results are in {shown_path(place)}")
+    return "\n".join(lines)
+
+
+def _tell_of_labels(start: Any, path: Path, console: Console) -> None:
+    if start.n_missing:
+        console.warn(f"{shown_path(path)} does not name {start.n_missing:,} of the images: they start anywhere")
+    if start.n_others:
+        console.warn(f"{shown_path(path)} names {start.n_others:,} images that are not there")
+
+
+def _check_pyarrow() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ImportError('the command line needs pyarrow, which is not installed: pip install "skdiec[cli]"')

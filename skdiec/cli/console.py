@@ -1,0 +1,349 @@
+"""What commands say: results on standard output; progress, warnings and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import typer
+
+arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
+"""What the command was called with."""
+
+QUIET_SECONDS = 2.0
+"""How long a piece of work may take before its progress is shown."""
+
+LINE_SECONDS = 10.0
+"""Time between two lines of progress, where standard error is no terminal."""
+
+_BAR = "{desc} {percentage:3.0f} % {bar} {remaining} left"
+_LINE = "{desc}: {percentage:.0f} %, {remaining} left"
+
+Report = Callable[[int, int], object]
+
+
+class Console:
+    """What a command says while it works, on standard error.
+
+    Parameters
+    ----------
+    quiet : bool, default=False
+        Say nothing but warnings.
+
+    Attributes
+    ----------
+    warnings : list of str
+        All that was warned of.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Say what happens now."""
+        if not self.quiet:
+            _write(text)
+
+    def warn(self, text: str) -> None:
+        """Warn, once for each text."""
+        text = " ".join(text.removeprefix("X: ").split())
+        if text not in self.warnings:
+            self.warnings.append(text)
+            _write(f"Warning: {text}")
+
+    @contextmanager
+    def bar(self, text: str) -> Iterator[Report]:
+        """Show how far a piece of work is, and how long it will take, from its third second on.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        context manager
+            Of a function to be called as ``report(done, total)``.
+        """
+        if self.quiet:
+            yield lambda done, total: None
+        elif not sys.stderr.isatty():
+            yield _lines(text)
+        else:
+            with ExitStack() as stack:
+                yield _bar(text, stack)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Say the library's warnings in a line each, and keep those of others to themselves."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            warnings.filterwarnings("ignore", message="Persisting input arguments took")  # of joblib's cache
+            warnings.showwarning = lambda message, *_, **__: self.warn(str(message))
+            yield
+
+
+@contextmanager
+def command(
+    quiet: bool = False, *, goes_on: Callable[[], str] = lambda: "the same command begins again"
+) -> Iterator[Console]:
+    """Run a command: errors that users can do something about are told of in one line.
+
+    Parameters
+    ----------
+    quiet : bool, default=False
+    goes_on : callable
+        Returns what to say of how to go on after Ctrl-C.
+
+    Returns
+    -------
+    context manager
+        Of a Console. It ends the program with 2 for wrong arguments, 1 for other failures, and 130 for Ctrl-C.
+    """
+    console = Console(quiet)
+    try:
+        with console.listening():
+            yield console
+    except BrokenPipeError:  # whoever read the results has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it when it ends
+        raise typer.Exit(1) from None
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+        message, code = str(error), 2
+    except (OSError, FloatingPointError) as error:
+        message, code = str(error), 1
+    except KeyboardInterrupt:
+        message, code = f"stopped; {goes_on()}", 130
+    else:
+        return
+    _write(f"Error: {' '.join(message.split())}")
+    raise typer.Exit(code)
+
+
+def command_line() -> str:
+    """Return the line that runs this command again, as a shell takes it.
+
+    Returns
+    -------
+    str
+    """
+    return shlex.join(["skdiec", *arguments.get()])
+
+
+def show(text: str) -> None:
+    """Write a result.
+
+    Parameters
+    ----------
+    text : str
+    """
+    typer.echo(printable(text))
+
+
+def show_json(value: Any) -> None:
+    """Write a result as JSON.
+
+    Parameters
+    ----------
+    value : object
+        As for `json_of`.
+    """
+    typer.echo(json_of(value))
+
+
+def json_of(value: Any) -> str:
+    """Return strict JSON, in ASCII: what is no number is null, and what is a path is a string.
+
+    Parameters
+    ----------
+    value : object
+        Of plain values, paths, and arrays and numbers of numpy.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> json_of({"a": float("nan"), "b": (1,)}).split()
+    ['{', '"a":', 'null,', '"b":', '[', '1', ']', '}']
+    """
+    return json.dumps(_plain(value), indent=1, allow_nan=False)
+
+
+def printable(text: str) -> str:
+    r"""Return a text that any terminal takes, with what names of files may hold beside it written as escapes.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> printable("caf\udce9.jpg")
+    'caf\\udce9.jpg'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown_path(path: Path | str) -> str:
+    """Return the name of a file in one line.
+
+    Parameters
+    ----------
+    path : Path or str
+
+    Returns
+    -------
+    str
+    """
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in str(path))
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them.
+
+    Parameters
+    ----------
+    seconds : float
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> duration(7.24), duration(129.9), duration(300)
+    ('7 s', '2 min 9 s', '5 min')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    parts = [f"{minutes} min"] if minutes else []
+    if rest or not minutes:
+        parts.append(f"{rest} s")
+    return " ".join(parts)
+
+
+class StageProgress:
+    """A callback of scikit-learn that shows the stages of a fit.
+
+    Parameters
+    ----------
+    console : Console
+    names : mapping of str to str
+        What to say of each stage.
+    """
+
+    def __init__(self, console: Console, names: Mapping[str, str]) -> None:
+        self._console, self._names = console, names
+        self._open: Any = None
+        self._report: Report | None = None
+        self._done = 0
+
+    def setup(self, estimator: Any, context: Any) -> None:
+        """Do nothing: stages say when they begin."""
+
+    def teardown(self, estimator: Any, context: Any) -> None:
+        """End the bar of a stage that was interrupted."""
+        self._close()
+
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+        """Say which stage begins."""
+        if not _is_stage(context):
+            return
+        name = self._names[context.task_name]
+        self._console.say(name)
+        self._done = 0
+        if context.max_subtasks:
+            self._open = self._console.bar(name.partition(",")[0])
+            self._report = self._open.__enter__()
+
+    def on_fit_task_end(self, estimator: Any, context: Any) -> None:
+        """Count a step, or end a stage."""
+        if _is_stage(context):
+            self._close()
+        elif context.parent is not None and _is_stage(context.parent) and self._report is not None:
+            self._done += 1
+            self._report(self._done, context.parent.max_subtasks)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+        self._open = self._report = None
+
+
+def _bar(text: str, stack: ExitStack) -> Report:
+    """Return what moves a bar in a terminal, which ends with the stack."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None  # until it is known how much there is to do
+
+    def report(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            options = {"delay": QUIET_SECONDS, "bar_format": _BAR, "leave": False, "file": sys.stderr}
+            bar = stack.enter_context(tqdm(desc=text, total=total, **options))
+        bar.update(done - bar.n)
+
+    return report
+
+
+def _lines(text: str) -> Report:
+    """Return what writes a line of progress now and then, for files and pipes."""
+    from tqdm import tqdm
+
+    started = told = time.monotonic()
+    began, first = started, 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal told, began, first
+        now = time.monotonic()
+        if now - started < QUIET_SECONDS:  # what was done by an earlier call says nothing of how long the rest takes
+            began, first = now, done
+        elif now - told >= LINE_SECONDS:
+            told = now
+            rate = (done - first) / (now - began)
+            _write(tqdm.format_meter(done, total, now - started, rate=rate or None, prefix=text, bar_format=_LINE))
+
+    return report
+
+
+def _is_stage(context: Any) -> bool:
+    return context.parent is not None and context.parent.parent is None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def _write(text: str) -> None:
+    if not sys.stderr.isatty():
+        typer.echo(printable(text), err=True)
+        return
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stderr):  # above the bar
+        typer.echo(printable(text), err=True)

@@ -1,0 +1,169 @@
+"""What ``skdiec cluster`` and ``skdiec search`` have in common: images, an estimator for them, and its fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skdiec.cli.console import Console, StageProgress, command_line, duration, shown_path
+from skdiec.cli.output import WORK_FOLDER, OutputFolder, default_output
+
+if TYPE_CHECKING:
+    from skdiec._estimator import DiffusionEmbeddedClustering
+    from skdiec.cli.reading import Files, Images
+
+_SNAPSHOTS = 10
+"""Epochs whose embeddings the report shows."""
+
+_CHECKPOINT_SECONDS = 15.0
+_MAP_FILE = "images.npy"
+
+_STAGES = {
+    "search": "searching the representation that clusters best",
+    "features": "computing the features of all images",
+    "partition": "finding the initial partition",
+    "training": "training the head",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes
+    ----------
+    backbone : str or None
+        One that exists.
+    minutes : float
+    epochs : int or None
+        Of the training of another one.
+    image_shape, value_range : tuple or None
+    seed : int
+    device : str or None
+    """
+
+    backbone: str | None
+    minutes: float
+    epochs: int | None
+    image_shape: tuple[int, ...] | None
+    value_range: tuple[float, ...] | None
+    seed: int
+    device: str | None
+
+
+def check_number(n_clusters: int | str, files: Files) -> None:
+    """Raise ValueError for more clusters than there are images.
+
+    Parameters
+    ----------
+    n_clusters : int or str
+    files : Files
+    """
+    n_images = len(files.paths) - len(files.problems)
+    least = max(2, n_clusters) if isinstance(n_clusters, int) else 2
+    if n_images < least:
+        broken = f" ({len(files.problems)} cannot be read)" if files.problems else ""
+        raise ValueError(
+            f"{n_clusters} clusters need at least {least} images; {shown_path(files.root)} has {n_images}{broken}"
+        )
+
+
+def read_for_fit(request: Request, files: Files, out: OutputFolder, console: Console) -> Images:
+    """Read the images that are to be clustered.
+
+    Parameters
+    ----------
+    request : Request
+    files : Files
+    out : OutputFolder
+    console : Console
+
+    Returns
+    -------
+    Images
+    """
+    from skdiec.cli.reading import read_images
+
+    shape = request.image_shape
+    if shape is None and request.backbone is not None:
+        from skdiec.backbones import load_backbone
+
+        shape = load_backbone(request.backbone).image_shape
+    return read_images(
+        files, console, image_shape=shape, value_range=request.value_range, map_file=out.work / _MAP_FILE
+    )
+
+
+def fit(
+    request: Request, images: Images, n_clusters: int | str, out: OutputFolder, console: Console, **parameters: Any
+) -> DiffusionEmbeddedClustering:
+    """Fit an estimator, whose unfinished work is kept.
+
+    Parameters
+    ----------
+    request : Request
+    images : Images
+    n_clusters : int or str
+    out : OutputFolder
+    console : Console
+    **parameters
+        Further ones of the estimator.
+
+    Returns
+    -------
+    DiffusionEmbeddedClustering
+        As if it had been fitted on the files.
+    """
+    from skdiec import DiffusionEmbeddedClustering, Pretraining
+    from skdiec.backbones.folders import locked
+
+    backbone = request.backbone or Pretraining(
+        max_minutes=request.minutes, epochs=request.epochs, checkpoint_seconds=_CHECKPOINT_SECONDS
+    )
+    model = DiffusionEmbeddedClustering(
+        n_clusters,
+        backbone=backbone,
+        channel_axis=1 if images.pixels.ndim == 4 else None,
+        value_range=request.value_range,
+        n_snapshots=_SNAPSHOTS,
+        memory=str(out.work),
+        device=request.device,
+        random_state=request.seed,
+        **parameters,
+    )
+    stages = {
+        "backbone": "looking whether the backbone knows such images"
+        if request.backbone
+        else f"training a backbone on the images, for at most {duration(60 * request.minutes)}",
+        **_STAGES,
+    }
+    with locked(out.work):
+        if hasattr(model, "set_callbacks"):
+            model.set_callbacks(StageProgress(console, stages)).fit(images.pixels)
+            model.set_callbacks()
+        else:  # scikit-learn before 1.9 has no callbacks
+            console.say(stages["backbone"])
+            model.set_params(verbose=not console.quiet).fit(images.pixels)
+    # Where the work was kept, and how the array of the images was laid out, is nobody's business later.
+    model.set_params(memory=None, channel_axis=None, verbose=False)
+    model.files_ = [path.absolute() for path in images.paths]
+    return model
+
+
+def goes_on(folder: Path, out: Path | None) -> str:
+    """Return what to say after Ctrl-C.
+
+    Parameters
+    ----------
+    folder : Path
+    out : Path or None
+        As the options have them.
+
+    Returns
+    -------
+    str
+    """
+    work = (out or default_output(folder)) / WORK_FOLDER
+    kept = f"what is done is kept in {shown_path(work)}; " if work.exists() else ""
+    return f"{kept}go on with: {command_line()}"

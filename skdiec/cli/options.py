@@ -1,0 +1,98 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Folder of images, or a text file with the path of one in each line.")
+]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder of a saved model, or one that skdiec cluster wrote.")
+]
+Clusters = Annotated[str | None, typer.Option("-k", "--clusters", metavar="N", help="Number of clusters.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Where results go; FOLDER-clusters beside FOLDER if not said."),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="Diffusion model to take instead of training one: a folder, or an id of the Hugging Face Hub."),
+]
+Minutes = Annotated[
+    float, typer.Option(help="Time for the training of the backbone. What follows takes some minutes more.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the images at most, in the training of the backbone.")]
+ImageShape = Annotated[
+    str | None,
+    typer.Option(metavar="HEIGHT,WIDTH", help="Size that images are read at; found from the files if not said."),
+]
+ValueRange = Annotated[
+    str | None, typer.Option(metavar="LOW,HIGH", help="Black and white in files of over 8 bits, such as 0,4095.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; a GPU where there is one, if not said.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
+Names = Annotated[Path | None, typer.Option(metavar="CSV", help="File with the columns cluster and name.")]
+
+DEFAULT_MINUTES = 5.0
+
+
+def numbers(name: str, text: str | None, kind: type[int] | type[float] = int) -> tuple[float, ...] | None:
+    """Return the numbers in the text of an option.
+
+    Parameters
+    ----------
+    name : str
+        Of the option, for the message.
+    text : str or None
+        With commas between.
+    kind : {int, float}
+
+    Returns
+    -------
+    tuple or None
+
+    Raises
+    ------
+    ValueError
+        Where they are none.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        word = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"--{name} must be {word} with commas between; got {text!r}") from error
+
+
+def number_of_clusters(text: str | None) -> int | str:
+    """Return what ``-k`` says.
+
+    This is the one place to change once the estimator takes ``n_clusters="auto"``: "auto" is to be returned where an
+    error is raised now. All that comes after takes it.
+
+    Parameters
+    ----------
+    text : str or None
+
+    Returns
+    -------
+    int or str
+
+    Raises
+    ------
+    ValueError
+        For what is no number above 0.
+    """
+    if text is None or text == "auto":
+        raise ValueError("-k must say how many clusters there are, such as -k 12")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"-k must be a whole number of at least 1; got {text!r}")
+    return int(text)

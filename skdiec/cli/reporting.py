@@ -1,0 +1,69 @@
+"""``skdiec report``, and the report of ``skdiec cluster``: all that the command line knows of `skdiec.report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from skdiec.cli.console import command, show
+from skdiec.cli.options import Folder, Model, Names, Overwrite, Quiet
+
+if TYPE_CHECKING:
+    from skdiec._estimator import DiffusionEmbeddedClustering
+    from skdiec.cli.reading import Images
+
+REPORT_FILE = "report.html"
+
+
+def write_report(model: DiffusionEmbeddedClustering, images: Images, path: Path, *, names: Mapping[int, str]) -> None:
+    """Write the report of a fit.
+
+    Parameters
+    ----------
+    model : DiffusionEmbeddedClustering
+    images : Images
+        Those of the fit. They are read again, for thumbnails that are sharper than what was clustered.
+    path : Path
+        Of the HTML file.
+    names : mapping of int to str
+        Of clusters.
+    """
+    from skdiec import report
+
+    shown = [images.files.names[row] for row in images.rows]
+    report.write_report(model, images.paths, path, paths=shown, names=names)
+
+
+def report(
+    model: Model,
+    folder: Folder,
+    out: Annotated[Path, typer.Option(metavar="HTML", help="File to write.")] = Path(REPORT_FILE),
+    names: Names = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the report of a saved model: what is in the clusters of the images that it was fitted on."""
+    with command(quiet) as console:
+        from skdiec.cli.models import load_model
+        from skdiec.cli.output import check_new
+        from skdiec.cli.predicting import file_range
+        from skdiec.cli.reading import find_files, read_images
+        from skdiec.cli.tables import check_names, read_names
+
+        check_new(out, overwrite=overwrite)
+        found = {} if names is None else read_names(names)
+        files = find_files(folder, console)
+        fitted = load_model(model)
+        check_names(found, len(fitted.cluster_centers_), names)
+        levels = file_range(fitted, files, None)
+        images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
+        if len(images.rows) != len(fitted.labels_):
+            raise ValueError(
+                f"{folder} must hold the {len(fitted.labels_)} images that the model was fitted on; it has "
+                f"{len(images.rows)}"
+            )
+        write_report(fitted, images, out, names=found)
+        show(f"{out}")

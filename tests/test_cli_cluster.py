@@ -1,0 +1,607 @@
+"""``skdiec cluster`` and its companions: a folder in, an answer out."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score
+from typer.testing import CliRunner
+
+import skdiec
+from skdiec.cli import app
+from skdiec.cli.clustering import LABELS_FILE, PARQUET_FILE, SUMMARY_FILE
+from skdiec.cli.console import Console
+from skdiec.cli.reading import find_files, read_images
+from skdiec.sampling import sample_images
+
+parquet = pytest.importorskip("pyarrow.parquet", reason="the command line writes Parquet")
+
+QUICK = ("--epochs", "2", "--quiet")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def content_of(folder):
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def make_folder(planted):
+    """Makes folders of 24 images of three clusters, some of them in a subfolder and with the names of others."""
+
+    def make(folder):
+        (folder / "sub").mkdir(parents=True)
+        for number, pixels in enumerate(planted(size=8)[0]):
+            place = folder / "sub" if number >= 20 else folder
+            Image.fromarray(pixels).save(place / f"{number % 20:02}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def truth(planted):
+    return planted(size=8)[1]
+
+
+@pytest.fixture(scope="module")
+def done(make_folder, tmp_path_factory):
+    """A folder that has been clustered, and the results."""
+    folder = make_folder(tmp_path_factory.mktemp("done") / "photos")
+    result = succeed("cluster", folder, "-k", 3, *QUICK)
+    return folder, folder.with_name("photos-clusters"), result
+
+
+@pytest.fixture
+def folder(make_folder, tmp_path):
+    return make_folder(tmp_path / "photos")
+
+
+@pytest.fixture
+def backbone(make_unet, tmp_path):
+    """The folder of a network that is trained on nothing, but on all timesteps."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    DDPMPipeline(make_unet(sample_size=8), DDPMScheduler()).save_pretrained(tmp_path / "backbone")
+    return tmp_path / "backbone"
+
+
+# What is written
+
+
+def test_labels_are_those_of_the_model(done, truth):
+    folder, out, _ = done
+    model, rows = skdiec.load(out / "model"), rows_of(out / LABELS_FILE)
+    assert list(rows[0]) == ["path", "cluster", "name", "probability", "distance", "uncertainty", "problem"]
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    assert [row["path"] for row in rows] == names
+    assert_array_equal([int(row["cluster"]) for row in rows], model.labels_)
+    assert adjusted_rand_score(truth, model.labels_) == 1
+    assert_allclose([float(row["probability"]) for row in rows], model.probabilities_, rtol=1e-5)
+    distances = np.linalg.norm(model.embedding_ - model.cluster_centers_[model.labels_], axis=1)
+    assert_allclose([float(row["distance"]) for row in rows], distances, rtol=1e-4)
+    soft = np.sort(model.predict_proba(folder), axis=1)
+    assert_allclose([float(row["uncertainty"]) for row in rows], soft[:, -2] / soft[:, -1], rtol=1e-4)
+    assert {(row["name"], row["problem"]) for row in rows} == {("", "")}
+    assert_array_equal(model.predict(folder), model.labels_)
+    assert [str(path) for path in model.files_] == [str(folder / name) for name in names]
+
+
+def test_parquet_holds_the_same_table(done):
+    _, out, _ = done
+    table = parquet.read_table(out / PARQUET_FILE)
+    rows = rows_of(out / LABELS_FILE)
+    assert {field.name: str(field.type) for field in table.schema} == {
+        "path": "string",
+        "cluster": "int32",
+        **dict.fromkeys(["name", "problem"], "string"),
+        **dict.fromkeys(["probability", "distance", "uncertainty"], "double"),
+    }
+    found = table.to_pylist()
+    assert [(row["path"], str(row["cluster"])) for row in found] == [(row["path"], row["cluster"]) for row in rows]
+    for column in ("probability", "distance", "uncertainty"):
+        assert_allclose([row[column] for row in found], [float(row[column]) for row in rows], rtol=1e-5)
+    assert {(row["name"], row["problem"]) for row in found} == {(None, None)}
+
+
+def test_summary_says_what_was_found(done):
+    folder, out, result = done
+    model, summary = skdiec.load(out / "model"), json.loads((out / SUMMARY_FILE).read_text())
+    assert (summary["images"], summary["unreadable"]) == (24, [])
+    assert summary["folder"] == str(folder)
+    assert [found["images"] for found in summary["clusters"]] == [8, 8, 8]
+    surest = np.flatnonzero(model.labels_ == 1)[model.probabilities_[model.labels_ == 1].argmax()]
+    assert summary["clusters"][1]["typical"][0] == str(model.files_[surest].relative_to(folder))
+    assert summary["representation"] == {
+        "layer": model.layer_,
+        "timestep": model.timestep_,
+        "pooling": model.pooling_,
+    }
+    assert summary["scores"]["cut_over_noise"] == model.cut_over_noise_
+    assert summary["epochs"] == {"backbone": 2, "head": model.n_iter_}
+    assert {"reading", "backbone", "search", "features", "partition", "training", "writing", "total"} == set(
+        summary["seconds"]
+    )
+    assert summary["parameters"]["n_clusters"] == 3
+    assert summary["parameters"]["backbone__epochs"] == 2
+    assert any("denoises these images worse than a straight line" in text for text in summary["warnings"])
+    assert "3 clusters of 24 images" in result.stdout
+    assert summary["clusters"][1]["typical"][0] in result.stdout
+
+
+def test_another_run_trains_nothing_anew_and_replaces_what_it_wrote(done):
+    _, out, _ = done
+    labels = (out / LABELS_FILE).read_bytes()
+    weights = next((out / ".work").rglob("diffusion_pytorch_model.safetensors"))
+    before = weights.stat().st_mtime_ns
+    (out / SUMMARY_FILE).unlink()
+    succeed("cluster", done[0], "-k", 3, *QUICK)
+    assert (out / LABELS_FILE).read_bytes() == labels
+    assert weights.stat().st_mtime_ns == before
+    assert {path.name for path in out.iterdir()} == {
+        ".skdiec-files.json", ".work", LABELS_FILE, PARQUET_FILE, SUMMARY_FILE, "model", "report.html"
+    }  # fmt: skip
+
+
+# Folders of clusters
+
+
+def test_links_and_copies_lie_in_one_folder_a_cluster(done, tmp_path):
+    folder, out, _ = done
+    originals = content_of(folder)
+    (tmp_path / "names.csv").write_text("cluster,name\n0,cats/dogs\n2,birds\n")
+    command = ["cluster", folder, "-k", 3, *QUICK]
+    succeed(*command, "--link", "--names", tmp_path / "names.csv")
+    assert sorted(path.name for path in (out / "clusters").iterdir()) == ["1", "birds", "cats_dogs"]
+    rows = rows_of(out / LABELS_FILE)
+    names = {"0": ("cats/dogs", "cats_dogs"), "1": ("", "1"), "2": ("birds", "birds")}
+    links = {path.resolve(): path for path in (out / "clusters").rglob("*.png")}
+    assert len(links) == 24  # files of one name among them
+    for row in rows:
+        assert row["name"] == names[row["cluster"]][0]
+        link = links[(folder / row["path"]).resolve()]
+        assert link.is_symlink()
+        assert link.parent.name == names[row["cluster"]][1]
+    assert json.loads((out / SUMMARY_FILE).read_text())["clusters"][2]["name"] == "birds"
+
+    mine = out / "clusters" / "birds" / "mine.txt"
+    mine.write_text("of the user")
+    succeed(*command, "--copy")
+    assert sorted(path.name for path in (out / "clusters").iterdir()) == ["0", "1", "2", "birds"]
+    copies = [path for path in (out / "clusters").rglob("*.png") if not path.is_symlink()]
+    assert sorted(path.read_bytes() for path in copies) == sorted(originals.values())
+    changed = copies[0]
+    changed.write_bytes(b"changed by the user")
+
+    result = succeed(*command)
+    left = content_of(out / "clusters")
+    assert left == {changed: b"changed by the user", mine: b"of the user"}
+    assert "Warning: 1 files in" in result.stderr
+    assert content_of(folder) == originals
+    mine.unlink()
+    changed.unlink()
+
+
+def test_results_inside_of_the_folder_are_no_images_of_it(folder, backbone):
+    out = folder / "results"
+    for _ in range(2):
+        succeed("cluster", folder, "-k", 3, "--backbone", backbone, "--out", out, "--copy", "--quiet")
+        assert len(rows_of(out / LABELS_FILE)) == 24
+    assert len(list((out / "clusters").rglob("*.png"))) == 24
+
+
+# Labels by hand
+
+
+def test_fit_starts_from_edited_labels(done, tmp_path):
+    folder, out, _ = done
+    rows = rows_of(out / LABELS_FILE)
+    # Two images change places, one is marked wrong, one is not known, and a cluster gets a name.
+    by_cluster = {cluster: [row for row in rows if row["cluster"] == cluster] for cluster in "012"}
+    by_cluster["0"][0]["cluster"], by_cluster["1"][0]["cluster"] = "1", "0"
+    by_cluster["0"][1]["cluster"], by_cluster["0"][2]["cluster"] = "-1", ""
+    by_cluster["2"][3]["name"] = "third"
+    edited = out / LABELS_FILE  # as people do
+    with edited.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    result = succeed("cluster", folder, "--labels", edited, *QUICK)
+    model = skdiec.load(out / "model")
+    given = np.array([int(row["cluster"] or -1) for row in rows])
+    assert_array_equal(model.init, given)
+    assert_array_equal(model.initial_labels_[given >= 0], given[given >= 0])
+    assert {row["name"] for row in rows_of(out / LABELS_FILE) if row["cluster"] == "2"} == {"third"}
+    assert json.loads((out / SUMMARY_FILE).read_text())["parameters"]["init"] == "labels"
+    kept = out / "labels.1.csv"
+    assert f"{edited} was changed since it was written: it is kept as labels.1.csv" in result.stderr
+    assert rows_of(kept) == rows
+    kept.unlink()
+
+
+def test_labels_may_be_names_in_a_file_of_a_spreadsheet(done, tmp_path):
+    folder, _, _ = done
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    lines = [f"{name};{['oak', 'ash'][number % 2]}" for number, name in enumerate(names[:20])]
+    (tmp_path / "labels.csv").write_text("\n".join(["path;label", *lines, "elsewhere.png;elm"]))
+    result = succeed("cluster", folder, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "out", *QUICK)
+    model = skdiec.load(tmp_path / "out" / "model")
+    assert_array_equal(model.init, [1, 0] * 10 + [-1] * 4)
+    rows = rows_of(tmp_path / "out" / LABELS_FILE)
+    assert {(row["cluster"], row["name"]) for row in rows} == {("0", "ash"), ("1", "oak")}
+    assert "labels.csv does not name 4 of the images: they start anywhere" in result.stderr
+    assert "labels.csv names 1 images that are not there" in result.stderr
+
+
+# What is broken, and what is refused
+
+
+def test_broken_files_are_listed_and_left_out(folder, backbone, tmp_path):
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "new\nline.png").write_bytes((folder / "00.png").read_bytes()[:-30])
+    strange = os.fsencode(folder) + b"/caf\xe9.png"
+    Path(os.fsdecode(strange)).write_bytes((folder / "00.png").read_bytes())
+    out = tmp_path / "out"
+    result = succeed("cluster", folder, "-k", 3, "--backbone", backbone, "--out", out, "--quiet", "--json")
+    rows = {row["path"]: row for row in rows_of(out / LABELS_FILE)}
+    assert len(rows) == 27
+    assert rows["empty.jpg"]["cluster"] == rows["new\nline.png"]["cluster"] == ""
+    assert rows["empty.jpg"]["problem"] == "its content is no image of a known format"
+    assert "truncated" in rows["new\nline.png"]["problem"]
+    assert rows[os.fsdecode(b"caf\xe9.png")]["cluster"] == rows["00.png"]["cluster"]
+    summary = json.loads(result.stdout)
+    assert summary["images"] == 25
+    assert [found["path"] for found in summary["unreadable"]] == ["empty.jpg", "new\nline.png"]
+    assert "Warning: 2 files cannot be read and left out, such as" in result.stderr
+    found = parquet.read_table(out / PARQUET_FILE).to_pylist()
+    assert found[[row["path"] for row in found].index("empty.jpg")]["cluster"] is None
+    assert r"caf\xe9.png" in [row["path"] for row in found]
+
+
+def test_images_past_memory_are_mapped(folder, tmp_path, monkeypatch):
+    (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:-30])
+    files = find_files(folder, Console(quiet=True))
+    small = read_images(files, Console(quiet=True), map_file=tmp_path / "work" / "images.npy")
+    monkeypatch.setattr("skdiec.cli.reading.MAX_BYTES", 23 * 64)
+    large = read_images(files, Console(quiet=True), map_file=tmp_path / "work" / "images.npy")
+    assert [type(found.pixels) for found in (small, large)] == [np.ndarray, np.memmap]
+    assert_array_equal(large.pixels, small.pixels)
+    assert large.pixels.shape == (23, 8, 8)
+    assert list(large.files.problems) == [5]
+    assert_array_equal(small.rows, [row for row in range(24) if row != 5])
+
+
+def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):
+    for path in list(folder.rglob("*.png"))[4:]:
+        path.write_bytes(b"")
+    result = run("cluster", folder, "-k", 5, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"Error: 5 clusters need at least 5 images; {folder} has 4 (20 cannot be read)\n" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "-k must say how many clusters there are, such as -k 12"),
+        (["-k", "many"], "-k must be a whole number of at least 1; got 'many'"),
+        (["-k", "25"], "25 clusters need at least 25 images; "),
+        (["-k", "3", "--copy", "--link"], "--copy and --link exclude each other"),
+        (
+            ["-k", "3", "--image-shape", "8"],
+            "image_shape must be (height, width) or three numbers with the channels; got",
+        ),
+        (["-k", "3", "--image-shape", "70000,8"], "image_shape must have sides of at most 65,536"),
+        (["-k", "3", "--image-shape", "8,x"], "--image-shape must be whole numbers with commas between; got '8,x'"),
+        (["-k", "3", "--epochs", "0"], "epochs must be an int of at least 1; got 0"),
+        (["-k", "3", "--minutes", "-1"], "max_minutes must be a number above 0, or None; got -1.0"),
+        (["-k", "3", "--backbone", "nowhere"], "there is no folder 'nowhere'"),
+        (["-k", "3", "--names", "{here}/four.csv"], "four.csv names cluster 3; there are 3, from 0 to 2"),
+        (["-k", "3", "--names", "{here}/none.csv"], "none.csv must have a column name"),
+        (["-k", "3", "--names", "{here}/nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
+        (["-k", "3", "--labels", "{here}/two.csv"], "-k is 3, and "),
+        (["--labels", "{here}/none.csv"], "none.csv must have a column path"),
+        (["-k", "3", "--out", "{here}"], "--out must be a folder that is new, empty or of earlier results; "),
+        (["-k", "3", "--out", "{here}/two.csv"], "--out must be a folder; "),
+    ],
+)
+def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_path):
+    (tmp_path / "two.csv").write_text("path,cluster\n00.png,0\n01.png,1\n")
+    (tmp_path / "four.csv").write_text("cluster,name\n3,oak\n")
+    (tmp_path / "none.csv").write_text("cluster\n0\n")
+    before = content_of(tmp_path)
+    options = [option.format(here=tmp_path) for option in options]
+    if "--out" not in options:
+        options += ["--out", str(tmp_path / "out")]
+    result = run("cluster", done[0], "--quiet", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert {path: content for path, content in content_of(tmp_path).items() if "out" not in path.parts} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "there is no folder "),
+        ("empty", "has no file with a suffix such as .jpg, .png or .tif"),
+        ("list.txt", "has no image that can be read; "),
+        ("blank.txt", "FOLDER must be a folder, or a text file of paths; "),
+        ("image.png", "FOLDER must be a folder, or a text file of paths; "),
+    ],
+)
+def test_what_holds_no_images_is_told_of(name, message, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("nowhere.png\n")
+    (tmp_path / "blank.txt").write_text("\n")
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    result = run("cluster", tmp_path / name, "-k", 2, "--quiet")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_files_that_skdiec_did_not_write_are_not_replaced(folder, tmp_path):
+    out = tmp_path / "out"
+    assert run("cluster", folder, "-k", 3, "--backbone", "nowhere", "--out", out).exit_code == 2
+    (out / SUMMARY_FILE).write_text("of the user")
+    result = run("cluster", folder, "-k", 3, *QUICK, "--out", out)
+    assert result.exit_code == 2
+    assert f"{out / SUMMARY_FILE} was not written by skdiec: move it, or choose another folder" in result.stderr
+    assert (out / SUMMARY_FILE).read_text() == "of the user"
+
+
+def test_list_of_files_is_read_in_its_order(folder, backbone, tmp_path):
+    names = ["photos/05.png", "photos/sub/01.png", "photos/00.png", "nowhere.png"]
+    (tmp_path / "some.txt").write_text("\n".join(names))
+    succeed("cluster", tmp_path / "some.txt", "-k", 2, "--backbone", backbone, "--quiet")
+    rows = rows_of(tmp_path / "some-clusters" / LABELS_FILE)
+    assert [row["path"] for row in rows] == names
+    assert [bool(row["problem"]) for row in rows] == [False, False, False, True]
+
+
+# The other commands
+
+
+def test_predict_writes_tables_of_new_images(done, folder, tmp_path):
+    _, out, _ = done
+    (folder / "broken.png").write_bytes(b"")
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(folder / "colour.jpg")
+    (tmp_path / "names.csv").write_text("cluster,name\n1.0,oak\n")
+    result = succeed("predict", out, folder, "--names", tmp_path / "names.csv", "--quiet")
+    (tmp_path / "told.csv").write_text(result.stdout)
+    rows = rows_of(tmp_path / "told.csv")
+    model = skdiec.load(out / "model")
+    readable = [folder / row["path"] for row in rows if not row["problem"]]
+    assert len(readable) == 25
+    expected = iter(model.predict(readable))
+    for row in rows:
+        assert row["cluster"] == ("" if row["path"] == "broken.png" else str(next(expected)))
+        assert row["name"] == ("oak" if row["cluster"] == "1" else "")
+    for name in ("new.csv", "new.parquet"):
+        command = ["predict", out / "model", folder, "--out", tmp_path / name, "--quiet"]
+        assert "25 images in" in succeed(*command).stdout
+        again = run(*command)
+        assert (again.exit_code, again.stdout) == (2, "")
+        assert f"Error: {tmp_path / name} is there already: --overwrite replaces it\n" in again.stderr
+        as_json = json.loads(succeed(*command, "--overwrite", "--json").stdout)
+        assert [str(row["cluster"] if row["cluster"] is not None else "") for row in as_json] == [
+            row["cluster"] for row in rows
+        ]
+    assert [row["cluster"] for row in rows_of(tmp_path / "new.csv")] == [row["cluster"] for row in rows]
+    assert parquet.read_table(tmp_path / "new.parquet").to_pylist() == as_json
+
+
+def test_predict_reads_files_for_models_of_arrays(make_model, planted, tmp_path, folder):
+    images = planted(size=8)[0]
+    cheap = skdiec.Pretraining(epochs=1, channels=(8,), batch_size=8)
+    model = make_model(value_range=(0, 1), backbone=cheap).fit(images / 255.0)
+    model.save(tmp_path / "model")
+    rows = json.loads(succeed("predict", tmp_path / "model", folder, "--quiet", "--json").stdout)
+    assert_array_equal([row["cluster"] for row in rows], model.labels_)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{done}", "{photos}", "--out", "labels.txt"], "--out must end in .csv or .parquet; got labels.txt"),
+        (["{photos}", "{photos}"], "MODEL must be the folder of a saved model; "),
+        (["{done}", "nowhere"], "there is no folder nowhere"),
+        (["{done}/nowhere", "{photos}"], "there is no folder"),
+        (["{done}", "{photos}", "--out", "nowhere/labels.csv"], "there is no folder nowhere for labels.csv"),
+    ],
+)
+def test_wrong_arguments_of_predict_are_told_of_in_one_line(arguments, message, done):
+    result = run("predict", *(part.format(photos=done[0], done=done[1]) for part in arguments), "--quiet")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_info_says_what_a_folder_is(done, backbone, folder):
+    photos, out, _ = done
+    model = skdiec.load(out / "model")
+    for path in (out, out / "model"):
+        found = json.loads(succeed("info", path, "--json", "--quiet").stdout)
+        assert (found["kind"], found["clusters"], found["sizes"]) == ("model", 3, [8, 8, 8])
+        assert found["representation"]["layer"] == model.layer_
+        assert found["saved by"] == f"skdiec {skdiec.__version__}, format 1"
+        assert found["backbone"]["can draw new images"] is False
+        assert found["parameters"]["n_clusters"] == "3"
+    found = json.loads(succeed("info", backbone, "--json").stdout)
+    assert (found["kind"], found["image shape"], found["can draw new images"]) == ("backbone", [1, 8, 8], True)
+    (folder / "empty.jpg").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(folder / "colour.png")
+    result = run("info", folder, "--json")
+    found = json.loads(result.stdout)
+    assert (found["kind"], found["images"]) == ("images", 25)
+    assert found["unreadable"] == {"empty.jpg": "its content is no image of a known format"}
+    assert found["colours"] == {"grey": 24, "colour": 1}
+    assert found["formats"] == {".png": 25, ".jpg": 1}
+    assert found["suggested --image-shape"] == "8,8"
+    assert result.stderr.startswith("looking for images in")
+    text = succeed("info", photos).stdout.splitlines()
+    assert text[0] == "kind: images"
+    assert "  8 x 8: 24" in text
+    assert run("info", folder / "nowhere").exit_code == 2
+
+
+def test_search_ranks_the_representations_and_leaves_its_work_to_the_clustering(folder, backbone):
+    out = folder.with_name("photos-clusters")
+    options = ["-k", 3, "--backbone", backbone, "--quiet"]
+    rows = json.loads(succeed("search", folder, *options, "--json").stdout)
+    assert [row["consensus"] for row in rows] == sorted((row["consensus"] for row in rows), reverse=True)
+    assert [list(row) for row in rows[:1]] == [["layer", "timestep", "pooling", "consensus", "scott"]]
+    written = rows_of(out / "search.csv")
+    assert [row["layer"] for row in written] == [row["layer"] for row in rows]
+    text = succeed("search", folder, *options).stdout
+    assert f"All {len(rows)} are in {out / 'search.csv'}" in text
+    assert not (out / "model").exists()
+    summary = json.loads(succeed("cluster", folder, *options, "--json").stdout)
+    best = [row for row in rows if row["consensus"] == rows[0]["consensus"]]
+    chosen = summary["representation"]
+    assert chosen in [{name: row[name] for name in chosen} for row in best]
+
+
+def test_sample_draws_a_grid(backbone, tmp_path):
+    out = tmp_path / "new.png"
+    command = ["sample", backbone, "--out", out, "-n", 3, "--steps", 2, "--seed", 1, "--quiet"]
+    assert "3 images in" in succeed(*command).stdout
+    grid = np.asarray(Image.open(out))
+    assert grid.shape == (17, 17, 3)
+    images = sample_images(skdiec.load_backbone(backbone), 3, n_steps=2, seed=1)
+    expected = np.rint(images[:, 0] * 127.5 + 127.5)
+    for number, (top, left) in enumerate([(0, 0), (0, 9), (9, 0)]):
+        assert_array_equal(grid[top : top + 8, left : left + 8, 0], expected[number])
+    assert (grid[9:, 9:] == 255).all()
+    assert "is there already: --overwrite replaces it" in run(*command).stderr
+    assert run(*command, "--overwrite").exit_code == 0
+
+
+def test_sample_says_how_to_get_a_backbone_that_can(done, tmp_path):
+    result = run("sample", done[1], "--out", tmp_path / "new.png", "--quiet")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: the backbone was trained up to timestep 400 of 999")
+    assert "skdiec pretrain IMAGES FOLDER --max-timestep 999" in result.stderr
+    assert not (tmp_path / "new.png").exists()
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """What the report was asked for."""
+    calls = []
+    fake = ModuleType("skdiec.report")
+
+    def write_report(model, X, path, *, paths, names):
+        calls.append((len(model.labels_), [Path(image).read_bytes() for image in X], paths, names))
+        Path(path).write_text("the report")
+
+    fake.write_report = write_report
+    monkeypatch.setitem(sys.modules, "skdiec.report", fake)
+    monkeypatch.setattr(skdiec, "report", fake, raising=False)
+    return calls
+
+
+def test_reports_are_given_images_with_their_paths_and_names(reports, done, folder, backbone, tmp_path):
+    (tmp_path / "names.csv").write_text("cluster,name\n1,oak\n")
+    (folder / "broken.png").write_bytes(b"")
+    command = ["cluster", folder, "-k", 3, "--backbone", backbone, "--names", tmp_path / "names.csv", "--quiet"]
+    succeed(*command)
+    out = folder.with_name("photos-clusters")
+    assert (out / "report.html").read_text() == "the report"
+    command = ["report", out, folder, "--names", tmp_path / "names.csv", "--out", tmp_path / "my.html", "--quiet"]
+    assert succeed(*command).stdout == f"{tmp_path / 'my.html'}\n"
+    paths = [row["path"] for row in rows_of(out / LABELS_FILE) if not row["problem"]]
+    content = [(folder / name).read_bytes() for name in paths]
+    assert reports == [(24, content, paths, {1: "oak"})] * 2
+    assert run(*command).exit_code == 2
+    (folder / "00.png").unlink()
+    result = run(*command, "--overwrite")
+    assert f"{folder} must hold the 24 images that the model was fitted on; it has 23" in result.stderr
+
+
+# In a process of its own
+
+
+def start(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(Path(skdiec.__file__).parents[1])}
+    command = [sys.executable, "-m", "skdiec", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs in the background of a shell inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def test_command_line_is_there_before_what_takes_long_to_import():
+    code = "import sys, skdiec.cli; print([name for name in ('torch', 'sklearn', 'pyarrow') if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(folder):
+    out = folder.with_name("photos-clusters")
+    process = start("cluster", folder, "-k", 3, "--epochs", 2)
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("searching"):
+            process.send_signal(signal.SIGINT)
+            break
+    stdout, rest = process.communicate(timeout=120)
+    assert told[0] == f"looking for images in {folder}\n"
+    assert (process.returncode, stdout) == (130, "")
+    command = f"skdiec cluster {folder} -k 3 --epochs 2"
+    assert rest == f"Error: stopped; what is done is kept in {out / '.work'}; go on with: {command}\n"
+    weights = next((out / ".work").rglob("diffusion_pytorch_model.safetensors"))
+    before = weights.stat().st_mtime_ns
+
+    process = start(*shlex.split(command)[1:], "--json")
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert json.loads(stdout) == json.loads((out / SUMMARY_FILE).read_text())
+    assert "training the head\n" in stderr
+    assert weights.stat().st_mtime_ns == before
+
+
+# The documentation
+
+
+def test_every_command_and_option_is_documented():
+    page = (Path(skdiec.__file__).parents[1] / "docs" / "command-line.md").read_text()
+    for name in ("cluster", "predict", "search", "report", "sample", "info", "pretrain"):
+        assert f"\n## skdiec {name}\n" in page
+        assert run(name, "--help").exit_code == 0
+    options = set(re.findall(r"--[a-z-]+", run("cluster", "--help").stdout)) - {"--help", "--clusters"}
+    assert len(options) > 12
+    assert [option for option in sorted(options) if option not in page] == []
+    assert run("--version").stdout == f"skdiec {skdiec.__version__}\n"
