@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skdiec.backbones import PixelBackbone, make_sampler
+from skdiec.backbones import Backbone, make_sampler
 
 _BATCH_SIZE = 64
 
 
 def sample_images(
-    backbone: PixelBackbone,
+    backbone: Backbone,
     n_images: int,
     *,
     n_steps: int = 50,
@@ -25,8 +25,8 @@ def sample_images(
 
     Parameters
     ----------
-    backbone : PixelBackbone
-        Trained on all timesteps of its schedule.
+    backbone : Backbone
+        Trained on all timesteps of the schedule of a DDPM.
     n_images : int
     n_steps : int, default=50
         Passes through the network for each image.
@@ -55,8 +55,7 @@ def sample_images(
         sampler = make_sampler(backbone, n_steps)
         for step, timestep in enumerate(sampler.timesteps):
             with torch.inference_mode():
-                # A network with learned variances has twice the channels; the mean comes first.
-                predicted = backbone.predict(x, timestep.expand(len(x)))[:, : x.shape[1]]
+                predicted = backbone.predict(x, timestep.expand(len(x)))
                 x = sampler.step(predicted, timestep, x).prev_sample
             if report is not None:
                 report(batch * n_steps + step + 1, len(starts) * n_steps)
@@ -64,6 +63,6 @@ def sample_images(
     return images
 
 
-def _noise(backbone: PixelBackbone, seed: int, row: int) -> torch.Tensor:
+def _noise(backbone: Backbone, seed: int, row: int) -> torch.Tensor:
     noise = np.random.default_rng((seed, row)).standard_normal(backbone.input_shape, dtype=np.float32)
     return torch.from_numpy(noise)

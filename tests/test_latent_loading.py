@@ -392,3 +392,11 @@ def test_features_of_kept_latents_are_the_same(tiny_folders, images):  # noqa: F
         np.testing.assert_array_equal(
             kept.extract(source, [cell], rows=rows)[cell], plain.extract(source, [cell], rows=rows)[cell]
         )
+
+
+def test_condition_that_is_passed_counts_more_than_the_one_that_was_saved(tiny_folders, tmp_path):  # noqa: F811
+    load("Stable Diffusion 1", tiny_folders).save_pretrained(tmp_path)
+    assert torch.equal(load_backbone(tmp_path).condition["encoder_hidden_states"], TOLD["encoder_hidden_states"])
+    other = {"encoder_hidden_states": noise(1, 3, 12, seed=9)}
+    found = load_backbone(tmp_path, condition=other).condition
+    assert torch.equal(found["encoder_hidden_states"], other["encoder_hidden_states"])

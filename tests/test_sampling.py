@@ -1,5 +1,6 @@
 """New images, from noise."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -71,3 +72,34 @@ def test_backbone_that_knows_low_timesteps_only_says_how_to_get_another(make_bac
     for call in (check_can_sample, lambda backbone: sample_images(backbone, 1)):
         with pytest.raises(ValueError, match=message):
             call(backbone)
+
+
+def test_model_of_latents_makes_images_and_its_latents_are_not_clipped():
+    from types import SimpleNamespace
+
+    from tiny_models import FAMILIES
+
+    from skdiec import load_backbone
+
+    tiny = FAMILIES["DiT"]
+    parts = {**tiny.build(), "scheduler": diffusers.DDPMScheduler()}
+    backbone = load_backbone(SimpleNamespace(components=parts))
+    assert make_sampler(backbone, 4).config.clip_sample is False
+    images = sample_images(backbone, 2, n_steps=3)
+    assert images.shape == (2, 3, 16, 16)
+    sampler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    sampler.set_timesteps(3)
+    x = torch.from_numpy(np.random.default_rng((0, 1)).standard_normal((1, 4, 8, 8), dtype=np.float32))
+    with torch.no_grad():
+        for t in sampler.timesteps:
+            labels = torch.tensor([10])
+            output = parts["transformer"](x, timestep=t[None], class_labels=labels).sample[:, :4]
+            x = sampler.step(output, t, x).prev_sample
+        expected = parts["vae"].decode(x / 0.18215).sample.clamp(-1, 1)
+    np.testing.assert_allclose(images[1:], expected, atol=1e-4)
+
+
+def test_other_noise_than_that_of_a_ddpm_makes_no_images(make_backbone):
+    backbone = make_backbone(scheduler=diffusers.EDMEulerScheduler())
+    with pytest.raises(ValueError, match="by models with the noise of a DDPM; the backbone's is a EDMEulerScheduler's"):
+        make_sampler(backbone, 3)

@@ -32,10 +32,10 @@ class Tiny:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network, autoencoder = self.network().eval(), self.autoencoder().eval()
-            # Some layers start at zero, which would hide what they do.
+            # Some layers start at zero, which would hide what they do, and one with whatever was in the memory.
             with torch.no_grad():
-                for parameter in network.parameters():
-                    if not parameter.any():
+                for name, parameter in network.named_parameters():
+                    if name == "pad_token" or not parameter.any():
                         parameter.normal_(std=0.1)
         return {
             self.network_part: network.requires_grad_(False),

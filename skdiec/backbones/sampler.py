@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from skdiec.backbones.base import Backbone
 from skdiec.backbones.importing import ONE_AT_A_TIME
-from skdiec.backbones.pixel import PixelBackbone
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
 
-def check_can_sample(backbone: PixelBackbone) -> None:
-    """Raise ValueError for a backbone that was not trained on the timesteps that sampling begins with.
+def check_can_sample(backbone: Backbone) -> None:
+    """Raise ValueError for a backbone of other noise, and one that was not trained on what sampling begins with.
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
     """
+    kind = type(backbone.scheduler).__name__
+    if kind != "DDPMScheduler":
+        raise ValueError(f"new images can be made by models with the noise of a DDPM; the backbone's is a {kind}'s")
     last = backbone.num_train_timesteps - 1
     if backbone.max_timestep < last:
         raise ValueError(
@@ -27,12 +30,12 @@ def check_can_sample(backbone: PixelBackbone) -> None:
         )
 
 
-def make_sampler(backbone: PixelBackbone, n_steps: int) -> DDIMScheduler:
+def make_sampler(backbone: Backbone, n_steps: int) -> DDIMScheduler:
     """Return diffusers' sampler for a backbone.
 
     Parameters
     ----------
-    backbone : PixelBackbone
+    backbone : Backbone
     n_steps : int
         Passes through the network, up to as many as the schedule has timesteps.
 
@@ -53,6 +56,8 @@ def make_sampler(backbone: PixelBackbone, n_steps: int) -> DDIMScheduler:
         from diffusers import DDIMScheduler
 
     config = {**backbone.scheduler.config, "timestep_spacing": "trailing", "steps_offset": 0}
+    if backbone.encodes:  # latents have no range
+        config["clip_sample"] = False
     sampler = DDIMScheduler.from_config({key: value for key, value in config.items() if not key.startswith("_")})
     sampler.set_timesteps(n_steps, device=backbone.device)
     return sampler

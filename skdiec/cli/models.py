@@ -11,7 +11,7 @@ from skdiec.cli.output import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
-    from skdiec.backbones import PixelBackbone
+    from skdiec.backbones import Backbone
 
 _MODEL_FILE = "model.json"
 _BACKBONE_FILES = ("model_index.json", "config.json")
@@ -67,7 +67,7 @@ def load_model(path: Path) -> DiffusionEmbeddedClustering:
     return load(os.fspath(folder or path))
 
 
-def load_any_backbone(path: Path) -> PixelBackbone:
+def load_any_backbone(path: Path) -> Backbone:
     """Load a backbone, or that of a saved model.
 
     Parameters
@@ -77,7 +77,7 @@ def load_any_backbone(path: Path) -> PixelBackbone:
 
     Returns
     -------
-    PixelBackbone
+    Backbone
     """
     folder = model_folder(path)
     if folder is not None:
