@@ -80,6 +80,9 @@ _SHIFT_FROM_SIDE = 16
 _SEARCH_COMPONENTS = 32
 _SEARCH_INIT = 2
 
+_FIRST_IMAGES = 1000
+"""Images of the first estimate of the number of clusters: the search needs no better one."""
+
 _HARDLY_BETTER = 0.9  # of the cut of noise
 _LEAST_TO_TELL = 100  # images: of fewer, noise may have clusters by chance
 
@@ -996,7 +999,8 @@ class DiffusionEmbeddedClustering(
         timestep = setup.timesteps[(len(setup.timesteps) - 1) // 2]
         cell = Cell(layer, timestep, max(fitting, default=min(setup.poolings)))
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
-        features = extractor.extract(setup.source, [cell], rows=setup.distinct)[cell]
+        rows = setup.distinct[:: math.ceil(len(setup.distinct) / _FIRST_IMAGES)]
+        features = extractor.extract(setup.source, [cell], rows=rows)[cell]
         with one_blas_thread:
             return first_number(features, _SEARCH_COMPONENTS, self.n_neighbors, setup.seeds.search, self.n_jobs)
 

@@ -23,7 +23,8 @@ MAX_CLUSTERS = 150
 _LEAST_SIZE = 8  # images of a cluster, on average
 _EVERY_UP_TO = 30
 _STEP = 1.06  # from one number to the next, above
-_N_INIT = 3
+_BEYOND = 3  # times the best number of both scores, there is no need to look further
+_BLOCK = 8  # numbers above the first 30 that are looked at between these decisions
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class ClusterNumber:
     n_clusters : int
         The smaller one of the numbers with the highest silhouette and with the highest modularity.
     candidates : ndarray of shape (n_candidates,), int64
-        Numbers that were looked at, in ascending order: all up to 30, and steps of 6 % above.
+        Numbers that were looked at, in ascending order: all up to 30, and steps of 6 % above, up to three times those
+        where the scores are highest.
     silhouettes : ndarray of shape (n_candidates,), float64
         Mean silhouette of the partition into each.
     modularities : ndarray of shape (n_candidates,), float64
@@ -52,6 +54,7 @@ def estimate_n_clusters(
     X: NDArray[np.floating],
     n_neighbors: int,
     *,
+    n_init: int = 3,
     seed: int = 0,
     call_all: Callable[[Sequence[Callable[[], tuple[float, float]]]], Sequence[tuple[float, float]]] | None = None,
 ) -> ClusterNumber:
@@ -68,6 +71,8 @@ def estimate_n_clusters(
         Features, none of them of two equal images. More than 2,000 rows take long.
     n_neighbors : int
         See `skdiec.graph.knn_graph`.
+    n_init : int, default=3
+        Starts of k-means, of which the one with the lowest normalised cut is taken.
     seed : int, default=0
     call_all : callable, default=None
         As in `skdiec.partition.best_partition`.
@@ -87,16 +92,21 @@ def estimate_n_clusters(
 
     def scores(count: int) -> tuple[float, float]:
         rows = unit_rows(vectors[:, :count])
-        found = [kmeans_labels(rows, count, seed=seed + start) for start in range(_N_INIT)]
+        found = [kmeans_labels(rows, count, seed=seed + start) for start in range(n_init)]
         labels = min(found, key=partial(normalized_cut, graph))
         if not 1 < len(np.unique(labels)) < len(X):
             return -1.0, 0.0
         return float(silhouette_score(distances, labels, metric="precomputed")), modularity(graph, labels)
 
-    calls = [partial(scores, int(count)) for count in candidates]
-    values = np.array([call() for call in calls] if call_all is None else list(call_all(calls)))
-    best = candidates[values.argmax(axis=0)].min()
-    return ClusterNumber(int(best), candidates, values[:, 0].copy(), values[:, 1].copy())
+    found: list[tuple[float, float]] = []
+    for block in np.split(candidates, range(_EVERY_UP_TO - 1, len(candidates), _BLOCK)):
+        calls = [partial(scores, int(count)) for count in block]
+        found += [call() for call in calls] if call_all is None else call_all(calls)
+        best = candidates[np.argmax(found, axis=0)]
+        if block[-1] >= _BEYOND * best.max():
+            break
+    silhouettes, modularities = np.array(found).T.copy()
+    return ClusterNumber(int(best.min()), candidates[: len(found)], silhouettes, modularities)
 
 
 def candidate_numbers(n_samples: int) -> NDArray[np.int64]:

@@ -152,4 +152,4 @@ def first_number(
     mean, components, _ = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
     h = Projection(mean, components, 1.0).project(features)
     side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
-    return estimate_n_clusters(h, n_neighbors, seed=seed, call_all=side_by_side).n_clusters
+    return estimate_n_clusters(h, n_neighbors, n_init=1, seed=seed, call_all=side_by_side).n_clusters

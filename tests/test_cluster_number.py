@@ -59,6 +59,14 @@ def test_calls_may_be_made_in_any_order():
     np.testing.assert_array_equal(one.silhouettes, other.silhouettes)
 
 
+def test_far_higher_numbers_are_not_looked_at():
+    X = blobs([100] * 12)
+    found = estimate_n_clusters(X, 10)
+    assert found.n_clusters == 12
+    assert found.candidates[[0, -1]].tolist() == [2, 52]  # 30 and eight more, of which the last is past three times 12
+    assert len(found.silhouettes) == len(found.modularities) == len(found.candidates)
+
+
 def test_few_and_equal_rows():
     assert estimate_n_clusters(np.zeros((3, 2)), 10).n_clusters == 1
     equal = estimate_n_clusters(np.zeros((40, 2)), 10)
