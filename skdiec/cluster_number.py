@@ -35,6 +35,8 @@ class ClusterNumber:
     ----------
     n_clusters : int
         The smaller one of the numbers with the highest silhouette and with the highest modularity.
+    at_most : int
+        The larger one.
     candidates : ndarray of shape (n_candidates,), int64
         Numbers that were looked at, in ascending order: all up to 30, and steps of 6 % above, up to three times those
         where the scores are highest.
@@ -45,6 +47,7 @@ class ClusterNumber:
     """
 
     n_clusters: int
+    at_most: int
     candidates: NDArray[np.int64]
     silhouettes: NDArray[np.float64]
     modularities: NDArray[np.float64]
@@ -84,7 +87,7 @@ def estimate_n_clusters(
     """
     candidates = candidate_numbers(len(X))
     if not len(candidates):
-        return ClusterNumber(1, candidates, np.empty(0), np.empty(0))
+        return ClusterNumber(1, 1, candidates, np.empty(0), np.empty(0))
     graph = knn_graph(X, n_neighbors)
     vectors = spectral_embedding(graph, int(candidates[-1]), seed=seed)
     distances = pairwise_distances(X)
@@ -106,7 +109,7 @@ def estimate_n_clusters(
         if block[-1] >= _BEYOND * best.max():
             break
     silhouettes, modularities = np.array(found).T.copy()
-    return ClusterNumber(int(best.min()), candidates[: len(found)], silhouettes, modularities)
+    return ClusterNumber(int(best.min()), int(best.max()), candidates[: len(found)], silhouettes, modularities)
 
 
 def candidate_numbers(n_samples: int) -> NDArray[np.int64]:

@@ -135,7 +135,9 @@ def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.
 def first_number(
     features: NDArray[np.float32], n_components: int, n_neighbors: int, seed: int, n_jobs: int | None
 ) -> int:
-    """Estimate the number of clusters in a representation.
+    """Estimate how many clusters a representation has at most, for the search to work with.
+
+    Too few would lead it to a representation in which these few lie apart, too many do little harm.
 
     Parameters
     ----------
@@ -152,4 +154,4 @@ def first_number(
     mean, components, _ = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
     h = Projection(mean, components, 1.0).project(features)
     side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
-    return estimate_n_clusters(h, n_neighbors, n_init=1, seed=seed, call_all=side_by_side).n_clusters
+    return estimate_n_clusters(h, n_neighbors, n_init=1, seed=seed, call_all=side_by_side).at_most
