@@ -104,7 +104,8 @@ class DiffusionEmbeddedClustering(
     ----------
     n_clusters : int or "auto", default=8
         Number of clusters. ``"auto"`` finds it, from 2 to 150, on up to 2,000 images; see `n_clusters_scores_`. The
-        search works with a first, high estimate, from one of its representations; the chosen one gives the final number.
+        search works with a first, high estimate, from one of its representations. The chosen one gives the final
+        number.
 
     backbone : Pretraining, str, path or model, default="auto"
         The diffusion model.
