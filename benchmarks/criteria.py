@@ -68,7 +68,7 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
     from skdiec.metrics import clustering_accuracy
     from skdiec.partition import best_partition, kmeans_labels
     from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
-    from skdiec.search import TRUSTED_SHARE, reduce_features
+    from skdiec.search import MIN_TRUSTED, TRUSTED_SHARE, reduce_features
 
     data = load_dataset(name, folder)
     count = min(N_IMAGES, len(data.images))
@@ -119,7 +119,7 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
                 }
             )
     scott = np.array([row["scott"] for row in found])
-    trusted = np.argsort(-scott, kind="stable")[: round(TRUSTED_SHARE * len(found))]
+    trusted = np.argsort(-scott, kind="stable")[: max(MIN_TRUSTED, round(TRUSTED_SHARE * len(found)))]
     consensus = sum(graphs[index] for index in trusted)
     for row, labels in zip(found, partitions, strict=True):
         row["consensus"] = modularity(consensus, labels)

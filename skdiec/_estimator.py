@@ -153,7 +153,7 @@ class DiffusionEmbeddedClustering(
         What a representation (layer, timestep, pooling) is scored by. All but the Scott score look at the best
         partition that is found on its neighbourhood graph.
 
-        - ``"consensus"``: the partition's modularity on the graphs of the quarter of the representations, at least
+        - ``"consensus"``: the partition's modularity on the graphs of the tenth of the representations, at least
           four, with the highest Scott scores, taken together.
         - ``"normalized_cut"``: its normalised cut on its own graph.
         - ``"relative_cut"``: that cut, relative to what further clusters would cost (`skdiec.scores.relative_cut`).

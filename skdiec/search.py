@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Extract = Callable[[Sequence[Cell], int, int], Mapping[Cell, NDArray[np.float32]]]
 Criterion = str | Callable[[NDArray, NDArray], float]
 
-TRUSTED_SHARE = 0.25
+TRUSTED_SHARE = 0.1
 """Share of the cells, those with the highest Scott scores, whose graphs make the consensus graph."""
 
 MIN_TRUSTED = 4
@@ -197,7 +197,7 @@ def search_cells(
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
     are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the
-    neighbourhood graphs of the quarter of the cells, at least four, with the highest Scott scores. Its value is the
+    neighbourhood graphs of the tenth of the cells, at least four, with the highest Scott scores. Its value is the
     modularity there (`skdiec.scores.modularity`). This departs from the paper, which chooses by the Scott score alone.
 
     Parameters
