@@ -124,6 +124,9 @@ class Backbone(abc.ABC):
     text_parts: ClassVar[tuple[str, ...]] = ()
     """Parts of its pipelines that make that of a prompt."""
 
+    absent_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of its pipelines that it has no use for."""
+
     encodes: ClassVar[bool] = False
     """Whether `encode` costs anything, so that its results are worth keeping."""
 
@@ -289,8 +292,8 @@ class Backbone(abc.ABC):
 
     @property
     def max_timestep(self) -> int:
-        """The highest timestep trained on."""
-        return self.num_train_timesteps - 1
+        """The highest timestep trained on: the schedule's last, unless `pretrain` stopped below."""
+        return int(self.recipe.get("settings", {}).get("max_timestep", self.num_train_timesteps - 1))
 
     @property
     def device(self) -> torch.device:
@@ -474,17 +477,20 @@ class Backbone(abc.ABC):
         OSError
             Where the folder cannot be written to, for instance for want of space.
         """
+        self._save(as_folder(folder), self.parts())
+
+    def _save(self, folder: Path, models: Mapping[str, Any]) -> None:
         with ONE_AT_A_TIME:
             import diffusers
         from safetensors.torch import save_file
 
-        parts = {**self.parts(), "scheduler": self.scheduler}
+        parts = {**models, "scheduler": self.scheduler}
         index = {"_class_name": self.pipelines[0], "_diffusers_version": diffusers.__version__}
         for name, part in parts.items():
             index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-        index |= {name: [None, None] for name in self.text_parts}
+        index |= {name: [None, None] for name in (*self.text_parts, *self.absent_parts)}
         # The index last: without it, nobody takes half of a pipeline, or one without its record, for a whole one.
-        with replacing(as_folder(folder), last=INDEX_FILE) as partial:
+        with replacing(folder, last=INDEX_FILE) as partial:
             for name, part in parts.items():
                 part.save_pretrained(partial / name)
             if self.condition:
@@ -521,6 +527,35 @@ class Backbone(abc.ABC):
         for name, tensor in sorted({**self.tensors(), **vars(self._levels)}.items()):
             update_hash(digest, name, tensor)
         return digest.hexdigest()
+
+
+def rounded(network: nn.Module, dtype: str) -> nn.Module:
+    """Return a network whose weights are of the type that they are to be saved as.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Of float32.
+    dtype : {"float32", "bfloat16"}
+
+    Returns
+    -------
+    nn.Module
+        A copy, unless it is of that type already.
+
+    Raises
+    ------
+    ValueError
+        For another `dtype`.
+    """
+    if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {shown(dtype)}")
+    if dtype == "float32":
+        return network
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return network
 
 
 def update_hash(digest: Any, name: str, tensor: Tensor) -> None:

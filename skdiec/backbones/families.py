@@ -15,6 +15,7 @@ from skdiec.backbones.latent import (
     StableDiffusionXLBackbone,
 )
 from skdiec.backbones.pixel import PixelBackbone
+from skdiec.backbones.pixel_transformer import PixelTransformerBackbone
 from skdiec.backbones.repository import Index
 from skdiec.backbones.transformer import (
     DiTBackbone,
@@ -30,6 +31,7 @@ _FAMILIES: list[type[Backbone]] = [
     StableDiffusionXLBackbone,
     LDMBackbone,
     KandinskyBackbone,
+    PixelTransformerBackbone,
     DiTBackbone,
     PixArtBackbone,
     HunyuanDiTBackbone,

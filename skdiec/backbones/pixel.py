@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skdiec.backbones.adapting import fold, unfold
-from skdiec.backbones.base import RECIPE_FILE, Backbone
+from skdiec.backbones.base import RECIPE_FILE, Backbone, rounded
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder, replacing
 from skdiec.backbones.importing import ONE_AT_A_TIME
@@ -99,16 +98,16 @@ class PixelBackbone(Backbone):
         if type(scheduler).__name__ == "ScoreSdeVeScheduler":
             self.value_range = (0.0, 1.0)
         check_time_embedding(config, scheduler, _CONFIGURATION)
-        _check_timesteps(config, fields, self.num_train_timesteps - 1)
+        last = last_timestep(fields, self.num_train_timesteps - 1)
+        if config["time_embedding_type"] == "learned" and last >= config["num_train_timesteps"]:
+            raise ValueError(
+                f"{_CONFIGURATION}: num_train_timesteps must be above the last timestep, {last}; got "
+                f"{config['num_train_timesteps']}"
+            )
         self.null_class = _check_class(config, fields)
         if self.null_class is None and config["num_class_embeds"] is not None:
             # In place of labels, which there are none of.
             network.class_embedding.register_forward_hook(_mean_embedding)
-
-    @property
-    def max_timestep(self) -> int:
-        """The highest timestep trained on: the schedule's last, unless `pretrain` stopped below."""
-        return int(self.recipe.get("settings", {}).get("max_timestep", self.num_train_timesteps - 1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Call the network, for no class in particular where it knows classes."""
@@ -168,13 +167,7 @@ class PixelBackbone(Backbone):
             import diffusers
 
         folder = as_folder(folder)
-        if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {shown(dtype)}")
-        network = self.network
-        if dtype != "float32":
-            network = copy.deepcopy(network)
-            for parameter in network.parameters():
-                parameter.data = parameter.data.to(getattr(torch, dtype))
+        network = rounded(self.network, dtype)
         record = {**self.recipe, "image_shape": list(self.image_shape), "patch_size": self.patch_size}
         if self.null_class is not None:
             record["null_class"] = self.null_class
@@ -262,16 +255,29 @@ def check_time_embedding(config: Mapping[str, Any], scheduler: Any, where: str) 
         )
 
 
-def _check_timesteps(config: Mapping[str, Any], fields: Fields, last: int) -> None:
-    """Raise ValueError where the recipe has more timesteps than the schedule, or these more than the network."""
-    if "settings" in fields.values:
-        settings = {"max_timestep": last, **fields.mapping("settings")}
-        last = Fields(settings, fields.where).integer("max_timestep", 0, last)
-    if config["time_embedding_type"] == "learned" and last >= config["num_train_timesteps"]:
-        raise ValueError(
-            f"{_CONFIGURATION}: num_train_timesteps must be above the last timestep, {last}; got "
-            f"{config['num_train_timesteps']}"
-        )
+def last_timestep(recipe: Fields, last: int) -> int:
+    """Return the last timestep that a network was trained on.
+
+    Parameters
+    ----------
+    recipe : Fields
+        As `pretrain` records it.
+    last : int
+        Last timestep of the noise schedule.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        Where it is none of the schedule's.
+    """
+    if "settings" not in recipe.values:
+        return last
+    settings = {"max_timestep": last, **recipe.mapping("settings")}
+    return Fields(settings, recipe.where).integer("max_timestep", 0, last)
 
 
 def _check_class(config: Mapping[str, Any], fields: Fields) -> int | None:

@@ -28,6 +28,7 @@ from skdiec.backbones.checkpoints import (
 from skdiec.backbones.devices import default_device
 from skdiec.backbones.folders import as_folder, locked
 from skdiec.backbones.pixel import PixelBackbone
+from skdiec.backbones.pixel_transformer import PixelTransformerBackbone
 from skdiec.backbones.settings import Settings, as_real, resolve_settings
 from skdiec.backbones.trainer import Report, Trainer, json_of, new_backbone
 from skdiec.images import ImageSource, as_image_source
@@ -35,6 +36,9 @@ from skdiec.messages import shown
 from skdiec.parallel import library_defaults
 
 logger = logging.getLogger(__name__)
+
+Trained = PixelBackbone | PixelTransformerBackbone
+"""What `pretrain` returns."""
 
 
 class Pretraining(BaseEstimator):
@@ -60,12 +64,15 @@ class Pretraining(BaseEstimator):
         Images per training step.
     learning_rate : float, default=1e-3
         Peak of the cosine schedule, at most 1.
+    architecture : {"unet", "transformer"}, default="unet"
+        What is trained: a U-Net, or a diffusion transformer (DiT).
     channels : sequence of int, default=None
-        Channels of each resolution of the U-Net, from the highest; see `skdiec.pretrain` for None.
-    layers_per_block : int, default=1
-        Residual blocks in each resolution, at most 16.
+        Channels of each resolution of the U-Net, from the highest, or of the transformer's tokens, such as ``(96,)``;
+        see `skdiec.pretrain` for None.
+    layers_per_block : int, default=None
+        Residual blocks in each resolution of the U-Net, or blocks of the transformer, at most 16. None is 1 and 6.
     patch_size : int, default=None
-        Side of the squares of pixels folded into channels; see `skdiec.pretrain` for None.
+        Side of the squares of pixels folded into channels, or made tokens; see `skdiec.pretrain` for None.
     max_timestep : int, default=400
         Highest timestep trained on. To sample new images from noise, the network needs all: 999.
     ema_decay : float, default=0.999
@@ -99,8 +106,9 @@ class Pretraining(BaseEstimator):
         max_minutes: float | None = None,
         batch_size: int = 16,
         learning_rate: float = 1e-3,
+        architecture: str = "unet",
         channels: Sequence[int] | None = None,
-        layers_per_block: int = 1,
+        layers_per_block: int | None = None,
         patch_size: int | None = None,
         max_timestep: int = 400,
         ema_decay: float = 0.999,
@@ -114,6 +122,7 @@ class Pretraining(BaseEstimator):
         self.max_minutes = max_minutes
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.architecture = architecture
         self.channels = channels
         self.layers_per_block = layers_per_block
         self.patch_size = patch_size
@@ -136,8 +145,9 @@ def pretrain(
     max_minutes: float | None = None,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
+    architecture: str = "unet",
     channels: Sequence[int] | None = None,
-    layers_per_block: int = 1,
+    layers_per_block: int | None = None,
     patch_size: int | None = None,
     max_timestep: int = 400,
     ema_decay: float = 0.999,
@@ -148,13 +158,13 @@ def pretrain(
     random_state: int | None = None,
     verbose: bool | int = False,
     report: Report | None = None,
-) -> PixelBackbone:
+) -> Trained:
     """Train a compact denoising diffusion model (DDPM) on unlabelled images.
 
-    A diffusers ``UNet2DModel`` learns to predict the noise in x_t (mean squared error, uniformly random
-    timesteps, up to `max_timestep`, of a linear 1,000-step schedule) with AdamW under a cosine schedule with
-    warm-up; an exponential moving average of the weights is what is kept. Training is resumed where it was
-    stopped, and a finished folder is loaded instead of trained again.
+    A diffusers ``UNet2DModel`` or ``DiTTransformer2DModel`` learns to predict the noise in x_t (mean squared error,
+    uniformly random timesteps, up to `max_timestep`, of a linear 1,000-step schedule) with AdamW under a cosine
+    schedule with warm-up; an exponential moving average of the weights is what is kept. Training is resumed where it
+    was stopped, and a finished folder is loaded instead of trained again.
 
     Numbers may be numpy's. Weights depend on the images, the settings and the number of threads that torch computes
     with, not on the thread or on torch's modes and random state, which stay as they are.
@@ -181,15 +191,20 @@ def pretrain(
         a `learning_rate` of 2e-3 takes less time for each image.
     learning_rate : float, default=1e-3
         Peak of the cosine schedule, at most 1. Each step takes the rate of its middle, so a single step trains too.
+    architecture : {"unet", "transformer"}, default="unet"
+        What is trained: a U-Net (``UNet2DModel``), or a diffusion transformer (DiT, ``DiTTransformer2DModel``) over
+        patches of pixels. The transformer is told one class alone, the one that stands for none.
     channels : sequence of int, default=None
         Channels of each resolution of the U-Net, from the highest. None is 32, 64, 128 for sides (after
         space-to-depth) of 9 pixels and more; from 5 pixels 64, 128, or 32, 64 without space-to-depth; else 32.
-        At most 8 resolutions.
-    layers_per_block : int, default=1
-        Residual blocks in each resolution, at most 16.
+        At most 8 resolutions. Of the transformer, channels of its tokens: one multiple of 4, by default 96.
+    layers_per_block : int, default=None
+        Residual blocks in each resolution of the U-Net, by default 1, or blocks of the transformer, by default 6. At
+        most 16.
     patch_size : int, default=None
-        Side of the squares of pixels folded into channels (space-to-depth). None is the smallest power of
-        two that leaves no side above 16, and at least 2 for sides above 8.
+        Side of the squares of pixels that the U-Net has folded into channels (space-to-depth), or the transformer
+        takes as tokens. None is the smallest power of two that leaves no side above 16, and at least 2 for sides
+        above 8.
     max_timestep : int, default=400
         Highest timestep trained on. Clustering needs the lower ones, and learns them faster without the
         others (on USPS about twice as fast). To sample new images from noise, the network needs all: 999.
@@ -217,7 +232,7 @@ def pretrain(
 
     Returns
     -------
-    PixelBackbone
+    PixelBackbone or PixelTransformerBackbone
         On `device`, in evaluation mode; ``recipe`` holds the settings, the loss of every epoch and the seconds.
 
     Raises
@@ -254,6 +269,7 @@ def pretrain(
         max_minutes=max_minutes,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        architecture=architecture,
         channels=channels,
         layers_per_block=layers_per_block,
         patch_size=patch_size,
@@ -282,7 +298,7 @@ def _pretrain(
     report: Report | None,
     precision: str,
     random_state: int | None,
-) -> PixelBackbone:
+) -> Trained:
     """Train, or go on with what `folder` holds."""
     if folder is None:
         return _train(source, settings, device, report)[0]
@@ -324,14 +340,14 @@ def _as_found(settings: Settings, found: dict[str, Any] | None, *, any_precision
     return settings
 
 
-def _load(folder: Path) -> PixelBackbone:
+def _load(folder: Path) -> Trained:
     from skdiec.backbones.loading import load_backbone
 
     logger.info("loading the backbone that was trained before in %s", folder)
     return load_backbone(folder)
 
 
-def _save(backbone: PixelBackbone, folder: Path, dtype: str) -> None:
+def _save(backbone: Trained, folder: Path, dtype: str) -> None:
     try:
         backbone.save_pretrained(folder, dtype=dtype)
     except OSError as error:
@@ -342,7 +358,7 @@ def _save(backbone: PixelBackbone, folder: Path, dtype: str) -> None:
         ) from error
 
 
-def untrained_backbone(source: ImageSource, pretraining: Pretraining, device: torch.device) -> PixelBackbone:
+def untrained_backbone(source: ImageSource, pretraining: Pretraining, device: torch.device) -> Trained:
     """Build what a pretraining would train, so that its parameters and the layers can be checked before.
 
     Parameters
@@ -354,7 +370,7 @@ def untrained_backbone(source: ImageSource, pretraining: Pretraining, device: to
 
     Returns
     -------
-    PixelBackbone
+    PixelBackbone or PixelTransformerBackbone
         On the CPU.
 
     Raises
@@ -383,7 +399,7 @@ def _train(
     folder: Path | None = None,
     request: dict[str, Any] | None = None,
     checkpoint_seconds: float = math.inf,
-) -> tuple[PixelBackbone, bool]:
+) -> tuple[Trained, bool]:
     """Return what was trained, and whether to the end."""
     with library_defaults():
         trainer = Trainer(source, settings, device)

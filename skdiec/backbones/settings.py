@@ -18,7 +18,10 @@ from skdiec.images import ImageSource
 from skdiec.messages import shown
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DModel
+    from diffusers import DiTTransformer2DModel, UNet2DModel
+
+ARCHITECTURES = ("unet", "transformer")
+"""What `pretrain` can train."""
 
 NUM_TRAIN_TIMESTEPS = 1000
 """Timesteps of the noise schedule."""
@@ -37,6 +40,11 @@ _MAX_LAYERS_PER_BLOCK = 16
 _MAX_FOLDED = 65536  # channels of a network's input
 _MAX_PATCH_SIZE = 2**10
 
+# Of a transformer: twice as wide was not better for what it costs.
+_WIDTH = 96
+_DEPTH = 6
+_MAX_HEAD = 32  # channels of an attention's head
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,6 +54,7 @@ class Settings:
     max_minutes: float | None
     batch_size: int
     learning_rate: float
+    architecture: str
     channels: tuple[int, ...]
     layers_per_block: int
     patch_size: int
@@ -63,8 +72,9 @@ def resolve_settings(
     max_minutes: float | None,
     batch_size: int,
     learning_rate: float,
+    architecture: str,
     channels: Sequence[int] | None,
-    layers_per_block: int,
+    layers_per_block: int | None,
     patch_size: int | None,
     max_timestep: int,
     ema_decay: float,
@@ -79,9 +89,9 @@ def resolve_settings(
     ----------
     source : ImageSource
         Only its shape and length are used.
-    epochs, max_minutes, batch_size, learning_rate, channels, layers_per_block, patch_size, max_timestep, ema_decay
+    epochs, max_minutes, batch_size, learning_rate, architecture, channels, layers_per_block, patch_size
         As in `pretrain`.
-    precision, dtype, device, random_state
+    max_timestep, ema_decay, precision, dtype, device, random_state
         As in `pretrain`.
 
     Returns
@@ -94,6 +104,7 @@ def resolve_settings(
         For a setting that is of another kind, out of range, or more than the memory of the device can hold.
     """
     device = default_device(device)
+    architecture = _one_of(architecture, "architecture", "'unet' or 'transformer'", ARCHITECTURES)
     _, height, width = source.shape
     if patch_size is None:
         patch_size = 1 if max(height, width) <= 8 else 2
@@ -104,7 +115,11 @@ def resolve_settings(
         raise ValueError(
             f"patch_size must fold images of {source.shape[0]} channels into at most {_MAX_FOLDED}; got {patch_size}"
         )
-    if channels is None:
+    if layers_per_block is None:
+        layers_per_block = _DEPTH if architecture == "transformer" else 1
+    if channels is None and architecture == "transformer":
+        channels = (_WIDTH,)
+    elif channels is None:
         side = math.ceil(max(height, width) / patch_size)
         if side > 8:
             channels = (32, 64, 128)
@@ -126,7 +141,8 @@ def resolve_settings(
         epochs=_count(epochs, "epochs", _MAX_COUNT // steps_per_epoch),
         batch_size=batch_size,
         learning_rate=as_real(learning_rate, "learning_rate", "a number above 0 and at most 1", lambda x: 0 < x <= 1),
-        channels=_channels(channels),
+        architecture=architecture,
+        channels=_channels(channels, architecture),
         layers_per_block=_count(layers_per_block, "layers_per_block", _MAX_LAYERS_PER_BLOCK),
         patch_size=patch_size,
         max_timestep=_timestep(max_timestep),
@@ -143,7 +159,6 @@ def _check_memory(source: ImageSource, settings: Settings, device: torch.device)
     """Raise ValueError where even a careful guess at what a training needs is more than the device has."""
     with torch.device("meta"):  # the network without its weights
         network = untrained_network(source.shape, settings)
-    height, width = network.config.sample_size
     total = total_memory(device) or math.inf
     count = sum(parameter.numel() for parameter in network.parameters())
     needed = 5 * 4 * count  # weights, gradients, both moments of Adam, and the moving average, in float32
@@ -154,8 +169,7 @@ def _check_memory(source: ImageSource, settings: Settings, device: torch.device)
             f"{needed / 2**30:,.0f} GiB; {device} has {total / 2**30:,.0f} GiB: choose smaller ones"
         )
     rows = min(settings.batch_size, len(source))
-    # Images, noise and noisy images; of the network, what the first resolution keeps for its gradients, and no more.
-    needed = 4 * rows * height * width * (3 * network.config.in_channels + 4 * settings.channels[0])
+    needed = 4 * rows * _least_activations(source.shape, settings)
     if needed > total:
         raise ValueError(
             f"batch_size={settings.batch_size} with channels={settings.channels} and patch_size={settings.patch_size} "
@@ -164,7 +178,27 @@ def _check_memory(source: ImageSource, settings: Settings, device: torch.device)
         )
 
 
-def untrained_network(image_shape: tuple[int, int, int], settings: Settings) -> UNet2DModel:
+def _least_activations(image_shape: tuple[int, int, int], settings: Settings) -> int:
+    """Return how many numbers a training step keeps of an image, at least."""
+    size = _input_size(image_shape, settings)
+    # Image, noise and noisy image.
+    numbers = 3 * image_shape[0] * settings.patch_size**2
+    if settings.architecture == "transformer":  # of a block, its norms, queries, keys, values, and four wide twice
+        return math.prod(size) * (numbers + 12 * settings.channels[0] * settings.layers_per_block)
+    return math.prod(size) * (numbers + 4 * settings.channels[0])  # of the first resolution, and no more
+
+
+def _input_size(image_shape: tuple[int, int, int], settings: Settings) -> tuple[int, int]:
+    """Return the sides of the network's map of patches."""
+    height, width = (math.ceil(side / settings.patch_size) for side in image_shape[1:])
+    if settings.architecture == "transformer":
+        return height, width
+    divisor = 2 ** (len(settings.channels) - 1)
+    # At least two pixels a side at the lowest resolution: group normalisation needs more than one value.
+    return divisor * max(2, math.ceil(height / divisor)), divisor * max(2, math.ceil(width / divisor))
+
+
+def untrained_network(image_shape: tuple[int, int, int], settings: Settings) -> UNet2DModel | DiTTransformer2DModel:
     """Make the network of some settings.
 
     Parameters
@@ -175,19 +209,28 @@ def untrained_network(image_shape: tuple[int, int, int], settings: Settings) -> 
 
     Returns
     -------
-    diffusers.UNet2DModel
+    diffusers.UNet2DModel or diffusers.DiTTransformer2DModel
         With weights from torch's generator.
     """
     with ONE_AT_A_TIME:
-        from diffusers import UNet2DModel
+        from diffusers import DiTTransformer2DModel, UNet2DModel
 
-    channels, height, width = image_shape
-    divisor = 2 ** (len(settings.channels) - 1)
-    # At least two pixels a side at the lowest resolution: group normalisation needs more than one value.
-    height, width = (divisor * max(2, math.ceil(side / (settings.patch_size * divisor))) for side in (height, width))
-    folded = channels * settings.patch_size**2
+    size = _input_size(image_shape, settings)
+    if settings.architecture == "transformer":
+        (width,) = settings.channels
+        head = next(head for head in range(min(_MAX_HEAD, width), 0, -1) if width % head == 0)
+        return DiTTransformer2DModel(
+            sample_size=settings.patch_size * max(size),
+            patch_size=settings.patch_size,
+            in_channels=image_shape[0],
+            num_layers=settings.layers_per_block,
+            num_attention_heads=width // head,
+            attention_head_dim=head,
+            num_embeds_ada_norm=0,  # the class that stands for none, and no other
+        )
+    folded = image_shape[0] * settings.patch_size**2
     return UNet2DModel(
-        sample_size=(height, width),
+        sample_size=size,
         in_channels=folded,
         out_channels=folded,
         layers_per_block=settings.layers_per_block,
@@ -211,7 +254,7 @@ def _count(value: object, name: str, highest: int = _MAX_COUNT) -> int:
     return int(value)
 
 
-def _channels(values: object) -> tuple[int, ...]:
+def _channels(values: object, architecture: str) -> tuple[int, ...]:
     try:
         is_sequence = np.ndim(values) == 1 and len(values) > 0
     except (TypeError, ValueError):  # of no length, or of several
@@ -220,7 +263,14 @@ def _channels(values: object) -> tuple[int, ...]:
         raise ValueError(f"channels must be a sequence of at least one int; got {shown(values)}")
     if len(values) > _MAX_RESOLUTIONS:
         raise ValueError(f"channels must be for at most {_MAX_RESOLUTIONS} resolutions; got {len(values)}")
-    return tuple(_count(value, "channels", _MAX_CHANNELS) for value in values)
+    channels = tuple(_count(value, "channels", _MAX_CHANNELS) for value in values)
+    if architecture == "transformer" and (len(channels) > 1 or channels[0] % 4):
+        # A quarter each for sine and cosine of the two coordinates.
+        raise ValueError(
+            "channels must be one multiple of 4 for architecture='transformer', which has one resolution; "
+            f"got {shown(channels)}"
+        )
+    return channels
 
 
 def _timestep(value: object) -> int:

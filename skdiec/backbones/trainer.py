@@ -18,6 +18,7 @@ from torch import Tensor
 from skdiec.backbones.checkpoints import Position, read_checkpoint, write_checkpoint
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.pixel import PixelBackbone
+from skdiec.backbones.pixel_transformer import PixelTransformerBackbone
 from skdiec.backbones.replay import ReplayedPass
 from skdiec.backbones.settings import NUM_TRAIN_TIMESTEPS, Settings, untrained_network
 from skdiec.images import ImageSource
@@ -71,10 +72,12 @@ class Trainer:
         request: dict[str, Any] | None = None,
         checkpoint_seconds: float = math.inf,
         report: Report | None = None,
-    ) -> PixelBackbone:
+    ) -> PixelBackbone | PixelTransformerBackbone:
         """Train to the end, or until `report` says True, and return the network with its averaged weights."""
         network = self.backbone.network
-        network.train()
+        # Nothing in it learns in another way in training mode, but a transformer's embedding of classes would then
+        # draw from torch's global generator.
+        network.eval()
         started = saved = time.monotonic()
         before = self.seconds
         while self._progress(self.step) < 1 and not self.is_stopped:
@@ -204,7 +207,7 @@ class Trainer:
         logger.info("resuming at step %d of %d", self.step, self.total_steps)
 
 
-def new_backbone(image_shape: tuple[int, int, int], settings: Settings) -> PixelBackbone:
+def new_backbone(image_shape: tuple[int, int, int], settings: Settings) -> PixelBackbone | PixelTransformerBackbone:
     """Build the network of some settings, untrained.
 
     Parameters
@@ -215,7 +218,7 @@ def new_backbone(image_shape: tuple[int, int, int], settings: Settings) -> Pixel
 
     Returns
     -------
-    PixelBackbone
+    PixelBackbone or PixelTransformerBackbone
         On the CPU, in float32.
     """
     with ONE_AT_A_TIME:
@@ -225,13 +228,10 @@ def new_backbone(image_shape: tuple[int, int, int], settings: Settings) -> Pixel
     with torch.device("cpu"), drawing_from_seed(settings.seed):
         network = untrained_network(image_shape, settings).float()
         scheduler = DDPMScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
-    return PixelBackbone(
-        network,
-        scheduler,
-        image_shape=image_shape,
-        patch_size=settings.patch_size,
-        recipe={"settings": json_of(asdict(settings))},
-    )
+    recipe = {"settings": json_of(asdict(settings))}
+    if settings.architecture == "transformer":
+        return PixelTransformerBackbone(network, scheduler, image_shape=image_shape, recipe=recipe)
+    return PixelBackbone(network, scheduler, image_shape=image_shape, patch_size=settings.patch_size, recipe=recipe)
 
 
 def _schedule(progress: float) -> float:

@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from skdiec.backbones.base import Backbone
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.latent import LatentBackbone
 from skdiec.backbones.levels import flow_levels
 from skdiec.backbones.repository import Index
 
 
-class TransformerBackbone(LatentBackbone):
-    """A transformer over patches of latents. Only its blocks' tokens of images make maps."""
+class TokenMaps(Backbone):
+    """What all transformers share: only their blocks' tokens of images make maps."""
 
     network_part = "transformer"
     blocks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
@@ -44,6 +45,14 @@ class TransformerBackbone(LatentBackbone):
         """Return how many tokens an image has vertically and horizontally."""
         step = self._side_multiple(self.network)
         return self.input_shape[1] // step, self.input_shape[2] // step
+
+    def _side_multiple(self, network: nn.Module) -> int:
+        """Return what sides of the network's input must be multiples of."""
+        return int(network.config.patch_size)
+
+
+class TransformerBackbone(TokenMaps, LatentBackbone):
+    """A transformer over patches of latents."""
 
 
 class DiTBackbone(TransformerBackbone):

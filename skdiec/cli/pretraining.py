@@ -31,9 +31,16 @@ def pretrain(
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
-    channels: Annotated[str | None, typer.Option(help="Channels of each resolution, such as 32,64,128.")] = None,
-    layers_per_block: Annotated[int | None, typer.Option(help="Residual blocks in each resolution.")] = None,
-    patch_size: Annotated[int | None, typer.Option(help="Side of the squares folded into channels.")] = None,
+    architecture: Annotated[str, typer.Option(help="What is trained: unet or transformer.")] = "unet",
+    channels: Annotated[
+        str | None, typer.Option(help="Channels of each resolution, such as 32,64,128; of a transformer, such as 96.")
+    ] = None,
+    layers_per_block: Annotated[
+        int | None, typer.Option(help="Residual blocks in each resolution, or blocks of a transformer.")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="Side of the squares folded into channels, or made a transformer's tokens.")
+    ] = None,
     max_timestep: Annotated[int | None, typer.Option(help="Highest timestep trained on; 999 to sample too.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, or bfloat16 at half the size.")] = (
         "float32"
@@ -50,6 +57,7 @@ def pretrain(
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "architecture": architecture,
             "channels": numbers("channels", channels),
             "layers_per_block": layers_per_block,
             "patch_size": patch_size,
@@ -86,7 +94,8 @@ def _is_dataset(images: str, data: Path | None) -> bool:
 
 
 def _write_checksum(folder: Path) -> str:
-    weights = next((folder / "unet").glob("*.safetensors"))
+    part = "unet" if (folder / "unet").exists() else "transformer"
+    weights = next((folder / part).glob("*.safetensors"))
     with weights.open("rb") as file:
         checksum = f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {weights.relative_to(folder).as_posix()}"
     path = folder / CHECKSUM_FILE
