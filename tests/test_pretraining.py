@@ -248,6 +248,7 @@ def test_record_tells_settings_losses_and_cost(steps):
         "max_minutes": None,
         "batch_size": 8,
         "learning_rate": 0.01,
+        "architecture": "unet",
         "channels": [8],
         "layers_per_block": 2,
         "patch_size": 1,
@@ -893,6 +894,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
         *("X", "folder", "image_shape", "channel_axis", "value_range", "epochs", "batch_size", "learning_rate"),
         *("channels", "layers_per_block", "patch_size", "ema_decay", "precision", "device", "checkpoint_seconds"),
         *("max_timestep", "dtype", "max_minutes"),
+        "architecture",  # in tests/test_pixel_transformer.py
         *("random_state", "verbose", "report"),
     }
     assert set(inspect.signature(pretrain).parameters) == tested
