@@ -52,8 +52,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What departs from the defaults of `pretrain`. The learning rate was the better of two, by the loss on USPS."""
 
-RUNS = {"usps": (UNET, TRANSFORMER), "mnist": (UNET, TRANSFORMER, LARGE_PATCHES, SAME_IMAGES)}
-"""What is trained. On USPS, as many seconds are nearly as many images."""
+RUNS = {
+    "usps": (UNET, TRANSFORMER, SAME_IMAGES),
+    "mnist": (UNET, TRANSFORMER, LARGE_PATCHES, SAME_IMAGES),
+}
+"""What is trained."""
 
 FIT = {"n_draws": 2, "shift": 0}
 """Departures of the fits from the estimator's defaults: less time for features, since networks are compared."""
