@@ -39,7 +39,7 @@ from skdiec.backbones import (
     pretrain,
     untrained_backbone,
 )
-from skdiec.cluster_number import MAX_IMAGES
+from skdiec.cluster_number import MAX_CLUSTERS, MAX_IMAGES
 from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
 from skdiec.graph import knn_graph
 from skdiec.images import (
@@ -57,6 +57,7 @@ from skdiec.initialization import Initialization, first_number, initialize
 from skdiec.messages import MAX_LENGTH, keeping_warnings, shortened, shown, warn
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
 from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
+from skdiec.passes import Passes, search_passes
 from skdiec.scores import modularity, normalized_cut
 from skdiec.search import SearchResult, search_cells
 from skdiec.state import push_model, save_model
@@ -591,12 +592,14 @@ class DiffusionEmbeddedClustering(
         if not source.format.is_table:
             self.n_features_in_ = math.prod(source.shape)
 
+        passes = self._passes_ahead(setup)
+        passes.announce()
         with stages.stage("backbone", _PRETRAINING_STEPS if setup.pretraining is not None else 0) as steps:
             extractor = self._get_backbone(setup, steps)
         n_passes = len(setup.timesteps) * self.search_draws if self.search == "grid" else None
         with stages.stage("search", n_passes) as steps:
             self.n_clusters_ = self._first_number(extractor, setup) if setup.distinct is not None else self.n_clusters
-            search = self._search(extractor, setup, steps)
+            search = self._search(extractor, setup, steps, passes)
         self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
         self.search_result_, self.layers_, self.timesteps_ = search, search.layers, search.timesteps
         self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
@@ -604,7 +607,10 @@ class DiffusionEmbeddedClustering(
 
         with stages.stage("features", _EXTRACTION_STEPS) as steps:
             cached = dataclasses.replace(extractor, memory=memory)
-            features = cached.extract(source, [search.best], report=steps.report)[search.best]
+            timed = passes.timed(
+                passes.n_features, at_once=extractor.at_once, per_image=self.n_draws, then=steps.report
+            )
+            features = cached.extract(source, [search.best], report=timed)[search.best]
         features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
         with stages.stage("partition"), one_blas_thread:
             start = memory.cache(initialize, ignore=["n_jobs"])(
@@ -684,8 +690,21 @@ class DiffusionEmbeddedClustering(
         if is_open:
             order = np.random.default_rng(seeds.subset).permutation(len(source))
             distinct = distinct_rows(source, order[:MAX_IMAGES])
+        outlined = FeatureExtractor(backbone)
         return _Setup(
-            source, files, backbone, pretraining, layers, timesteps, poolings, device, memory, seeds, distinct
+            source=source,
+            files=files,
+            backbone=backbone,
+            pretraining=pretraining,
+            layers=layers,
+            costs=outlined.layer_costs(layers),
+            multiplications=outlined.multiplications(),
+            timesteps=timesteps,
+            poolings=poolings,
+            device=device,
+            memory=memory,
+            seeds=seeds,
+            distinct=distinct,
         )
 
     def _get_backbone(self, setup: _Setup, steps: Steps) -> FeatureExtractor:
@@ -1005,7 +1024,18 @@ class DiffusionEmbeddedClustering(
         with one_blas_thread:
             return first_number(features, _SEARCH_COMPONENTS, self.n_neighbors, setup.seeds.search, self.n_jobs)
 
-    def _search(self, extractor: FeatureExtractor, setup: _Setup, steps: Steps) -> SearchResult:
+    def _passes_ahead(self, setup: _Setup) -> Passes:
+        searched = search_passes(
+            self.search,
+            n_images=min(len(setup.source), self.max_search_samples),
+            n_draws=self.search_draws,
+            n_timesteps=len(setup.timesteps),
+            n_clusters=MAX_CLUSTERS if self.n_clusters == "auto" else self.n_clusters,
+        )
+        share = max(setup.costs.values())
+        return Passes(searched, len(setup.source) * self.n_draws, share, setup.multiplications)
+
+    def _search(self, extractor: FeatureExtractor, setup: _Setup, steps: Steps, passes: Passes) -> SearchResult:
         source, seeds, memory = setup.source, setup.seeds, setup.memory
         size = min(len(source), self.max_search_samples)
         order = np.random.default_rng(seeds.subset).choice(len(source), size, replace=False)
@@ -1016,9 +1046,14 @@ class DiffusionEmbeddedClustering(
             key = (source.fingerprint(), extractor.backbone.fingerprint(), *settings)
         if callable(self.criterion):  # joblib knows functions by their names alone, and some not at all
             memory = joblib.Memory(None)
+
+        def extract(cells: Sequence[Cell], draw: int, count: int) -> Mapping[Cell, NDArray[np.float32]]:
+            timed = passes.timed(passes.n_search + passes.n_features, at_once=extractor.at_once)
+            return extractor.extract(source, cells, rows=order[:count], draw=draw, report=timed)
+
         return memory.cache(_run_search, ignore=["extract", "n_jobs", "report"])(
             key,
-            lambda cells, draw, count: extractor.extract(source, cells, rows=order[:count], draw=draw),
+            extract,
             n_jobs=self.n_jobs,
             report=steps.report,
             strategy=self.search,
@@ -1027,7 +1062,7 @@ class DiffusionEmbeddedClustering(
             layers=setup.layers,
             timesteps=setup.timesteps,
             poolings=setup.poolings,
-            costs=extractor.layer_costs(setup.layers),
+            costs=setup.costs,
             n_clusters=self.n_clusters_,
             criterion=self.criterion,
             n_components=_SEARCH_COMPONENTS,
@@ -1150,6 +1185,10 @@ class _Setup:
     """Untrained where `pretraining` is not None."""
     pretraining: Pretraining | None
     layers: Mapping[str, tuple[int, int, int]]
+    costs: Mapping[str, float]
+    """Share of a whole pass, up to each layer."""
+    multiplications: int
+    """Of a whole pass."""
     timesteps: Sequence[int]
     poolings: Sequence[int]
     device: torch.device

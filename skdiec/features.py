@@ -127,6 +127,22 @@ class FeatureExtractor:
 
     def layer_costs(self, names: Iterable[str]) -> dict[str, float]:
         """Return the share of a whole pass's multiplications that a pass up to each layer takes, above 0 to 1."""
+        work = self._work()
+        whole = max(work(()), 1)
+        return {name: max(work((name,)), 1) / whole for name in names}
+
+    def multiplications(self) -> int:
+        """Return the multiplications of a whole pass of one image."""
+        return self._work()(()) // 2  # each has an addition
+
+    @property
+    def at_once(self) -> int:
+        """How many images are in passes side by side."""
+        size = self._rounded_up(self.batch_size)
+        return size * self._n_passes(size)
+
+    def _work(self) -> Callable[[Sequence[str]], int]:
+        """Return what counts the operations of a pass up to some layers; of a whole one, where there are none."""
         outline, forward = self._outline()
 
         def work(layers: Sequence[str]) -> int:
@@ -134,8 +150,7 @@ class FeatureExtractor:
                 activations.capture(outline.network, forward, layers, lambda layer, activation: None, outline.to_map)
             return counter.get_total_flops()
 
-        whole = max(work([]), 1)
-        return {name: max(work([name]), 1) / whole for name in names}
+        return work
 
     def _outline(self) -> tuple[Backbone, Callable[[], Tensor]]:
         """Return a backbone that computes no numbers, and a pass of one image through it."""
@@ -203,7 +218,7 @@ class FeatureExtractor:
         rows = np.arange(len(source)) if rows is None else np.asarray(rows)
         draws = self.draws() if draw is None else self.draws()[draw : draw + 1]
         features: dict[Cell, NDArray[np.float32]] = {}
-        size = ROW_MULTIPLE * math.ceil(min(self.batch_size, len(rows)) / ROW_MULTIPLE)
+        size = self._rounded_up(min(self.batch_size, len(rows)))
         network, device = self.backbone.network, self.backbone.device
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         first = 0
@@ -233,6 +248,10 @@ class FeatureExtractor:
             if not np.isfinite(total):  # one sum tells: it is finite only if all values are
                 raise ValueError(f"the backbone's activations at {cell} are not finite")
         return features
+
+    @staticmethod
+    def _rounded_up(count: int) -> int:
+        return ROW_MULTIPLE * math.ceil(count / ROW_MULTIPLE)
 
     def _n_passes(self, size: int) -> int:
         """Return how many passes of so many images should run side by side, which small ones do best on a CPU."""

@@ -54,6 +54,29 @@ def shortened(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as people say them.
+
+    Parameters
+    ----------
+    seconds : float
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> duration(7.24), duration(129.9), duration(300)
+    ('7 s', '2 min 9 s', '5 min')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    parts = [f"{minutes} min"] if minutes else []
+    if rest or not minutes:
+        parts.append(f"{rest} s")
+    return " ".join(parts)
+
+
 _kept: ContextVar[list[str] | None] = ContextVar("_kept", default=None)
 
 

@@ -20,7 +20,7 @@ FLOORS = {
     "partition": 1,
     "scores": 1,
     **dict.fromkeys(["cluster_number", "features", "sampling", "saving", "search", "training"], 2),
-    **dict.fromkeys(["_parameters", "initialization", "state"], 3),
+    **dict.fromkeys(["_parameters", "initialization", "passes", "state"], 3),
     "_estimator": 4,
 }
 LEAVES = {"__main__", "_load", "cli", "datasets", "naming", "plotting", "report"}
@@ -57,6 +57,7 @@ LIBRARIES = {
     "metrics": {"numpy", "scipy", "sklearn"},
     "naming": {"PIL", "numpy", "sklearn"},
     "parallel": {"joblib", "numpy", "sklearn", "threadpoolctl", "torch"},
+    "passes": set(),
     "plotting": {"matplotlib", "numpy", "scipy", "sklearn", "umap"},
     "report": {"PIL", "jinja2", "numpy", "scipy", "sklearn"},
     "sampling": {"numpy", "torch"},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skdiec._version import __version__
-from skdiec.cli.console import Console, command, duration, json_of, show, show_json, shown_path
+from skdiec.cli.console import Console, command, json_of, show, show_json, shown_path
 from skdiec.cli.fitting import Request, check_number, fit, goes_on, read_for_fit
 from skdiec.cli.options import (
     DEFAULT_MINUTES,
@@ -34,6 +34,7 @@ from skdiec.cli.options import (
 )
 from skdiec.cli.output import MODEL_FOLDER, OutputFolder, default_output, folder_names
 from skdiec.cli.reporting import REPORT_FILE, write_report
+from skdiec.messages import duration
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering

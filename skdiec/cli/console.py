@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shlex
@@ -82,6 +83,30 @@ class Console:
         else:
             with ExitStack() as stack:
                 yield _bar(text, stack)
+
+    @contextmanager
+    def telling(self, name: str) -> Iterator[None]:
+        """Say what a logger of the library says.
+
+        Parameters
+        ----------
+        name : str
+            Of the logger.
+
+        Returns
+        -------
+        context manager
+        """
+        logger, handler = logging.getLogger(name), logging.Handler()
+        handler.emit = lambda record: self.say(record.getMessage())  # type: ignore[method-assign]
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -212,29 +237,6 @@ def shown_path(path: Path | str) -> str:
     str
     """
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in str(path))
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them.
-
-    Parameters
-    ----------
-    seconds : float
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> duration(7.24), duration(129.9), duration(300)
-    ('7 s', '2 min 9 s', '5 min')
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    parts = [f"{minutes} min"] if minutes else []
-    if rest or not minutes:
-        parts.append(f"{rest} s")
-    return " ".join(parts)
 
 
 class StageProgress:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skdiec.cli.console import Console, StageProgress, command_line, duration, shown_path
+from skdiec.cli.console import Console, StageProgress, command_line, shown_path
 from skdiec.cli.output import WORK_FOLDER, OutputFolder, default_output
+from skdiec.messages import duration
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
@@ -138,7 +139,7 @@ def fit(
         else f"training a backbone on the images, for at most {duration(60 * request.minutes)}",
         **_STAGES,
     }
-    with locked(out.work):
+    with locked(out.work), console.telling("skdiec.passes"):
         if hasattr(model, "set_callbacks"):
             model.set_callbacks(StageProgress(console, stages)).fit(images.pixels)
             model.set_callbacks()
