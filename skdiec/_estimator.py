@@ -297,7 +297,8 @@ class DiffusionEmbeddedClustering(
         where the hardware does, unless ``backbone=Pretraining(precision="fp32")`` says otherwise.
 
     verbose : bool, default=False
-        Log stages, and show the progress of pretraining.
+        Log stages, and show the progress of pretraining. How many forward passes search and features will take is said
+        before anything begins, and how long they will take after the first of them.
 
     Attributes
     ----------

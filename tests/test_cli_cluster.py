@@ -111,6 +111,13 @@ def test_labels_are_those_of_the_model(done, truth):
     assert [str(path) for path in model.files_] == [str(folder / name) for name in names]
 
 
+def test_passes_and_their_time_are_said(done):
+    _, _, result = done
+    said = result.stderr
+    assert said.count("ahead: at most ") == said.count("at the speed of the first 24 images, they take about ") == 1
+    assert said.index("ahead: at most ") < said.index("training a backbone") < said.index("at the speed of")
+
+
 def test_parquet_holds_the_same_table(done):
     _, out, _ = done
     table = parquet.read_table(out / PARQUET_FILE)

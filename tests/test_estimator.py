@@ -907,6 +907,8 @@ def test_verbose_tells_of_search_and_training_and_leaves_the_logger_as_it_was(le
         assert (logger.level, logger.handlers) == (level, handlers)
         shown = capsys.readouterr().err
         assert "[skdiec.search] timestep 50: best scott" in shown
+        assert "[skdiec.passes] ahead: at most " in shown
+        assert "[skdiec.passes] at the speed of the first " in shown
         assert "[skdiec.training] epoch 1: " in shown
         with pytest.raises(ValueError, match="value_range"):
             make_model(verbose=True).fit(images / 255)
