@@ -137,18 +137,17 @@ def main() -> None:
     arguments = parser.parse_args()
     results, cells = results_of(), cells_of()
     for seed in range(0 if arguments.table else arguments.seeds):
-        for name in arguments.datasets:
-            for run in RUNS[name]:
-                key = {"dataset": name, "run": run, "seed": seed}
-                if results.find(**key):
-                    continue
-                settings = SETTINGS[run] | duration(results, name, run, seed)
-                where = CACHE / "_".join(["architectures", name, *run.replace(",", "").split(), str(seed)])
-                row, scored = in_new_process(train_and_fit, name, arguments.data, seed, settings, where)[0]
-                for each in scored:
-                    if not cells.find(**key, **{axis: each[axis] for axis in ("layer", "timestep", "pooling")}):
-                        cells.add(**key, **each)
-                results.add(**key, **row, machine=machine())
+        for name, run in [(name, run) for run in SETTINGS for name in arguments.datasets if run in RUNS[name]]:
+            key = {"dataset": name, "run": run, "seed": seed}
+            if results.find(**key):
+                continue
+            settings = SETTINGS[run] | duration(results, name, run, seed)
+            where = CACHE / "_".join(["architectures", name, *run.replace(",", "").split(), str(seed)])
+            row, scored = in_new_process(train_and_fit, name, arguments.data, seed, settings, where)[0]
+            for each in scored:
+                if not cells.find(**key, **{axis: each[axis] for axis in ("layer", "timestep", "pooling")}):
+                    cells.add(**key, **each)
+            results.add(**key, **row, machine=machine())
     draw(cells)
     write_table("architectures", table(results, cells))
 
