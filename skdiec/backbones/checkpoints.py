@@ -99,23 +99,18 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     """
     if is_finished(folder):
         request = read_json(folder / RECIPE_FILE).get("request")
-        return _as_today(request) if _is_request(request) else None
+        return request if _is_request(request) else None
     if not (folder / CHECKPOINT_FILE).exists():
         return None
     with _opened(folder / CHECKPOINT_FILE) as file:
         request = json.loads((file.metadata() or {})["request"])
         if not _is_request(request):
             raise ValueError("it does not say which training it is of")
-        return _as_today(request)
+        return request
 
 
 def _is_request(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("settings"), dict) and isinstance(value.get("data"), str)
-
-
-def _as_today(request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request with the settings that there were no others of when it was written."""
-    return {**request, "settings": {"architecture": "unet", **request["settings"]}}
 
 
 def write_checkpoint(

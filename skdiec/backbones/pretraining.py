@@ -306,6 +306,8 @@ def _pretrain(
     # A finished backbone is read without a lock, which a read-only folder does not give.
     with nullcontext() if is_finished(folder) else locked(folder):
         found = read_request(folder)
+        if found is not None:  # before there were transformers, nothing was said of the architecture
+            found = {**found, "settings": {"architecture": "unet", **found["settings"]}}
         any_precision = isinstance(precision, str) and precision == "auto"
         settings = _as_found(settings, found, any_precision=any_precision, any_seed=random_state is None)
         request = json_of({"settings": asdict(settings), "data": source.fingerprint()})
