@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -428,8 +429,11 @@ def _consensus(runs: Mapping[Cell, Sequence[_Scored]]) -> dict[Cell, float]:
     """Judge the partitions of all cells, one for each draw, on the graphs of those with the highest Scott scores."""
     by_scott = sorted(runs, key=lambda cell: -np.mean([run.scott for run in runs[cell]]))
     trusted = by_scott[: max(MIN_TRUSTED, round(TRUSTED_SHARE * len(runs)))]
-    graph = sum(run.graph for cell in trusted for run in runs[cell])
-    return {cell: float(np.mean([modularity(graph, run.labels) for run in each])) for cell, each in runs.items()}
+    graph: Any = sum(cast("Any", run.graph) for cell in trusted for run in runs[cell])
+    return {
+        cell: float(np.mean([modularity(graph, cast("NDArray", run.labels)) for run in each]))
+        for cell, each in runs.items()
+    }
 
 
 def reduce_features(features: NDArray[np.float32], n_components: int, *, seed: int = 0) -> PCA:
@@ -526,15 +530,15 @@ def _score(
     """Score the features of one cell and draw, given the partitions found before in its first rows."""
     reduced = reduce_features(features, 4 * n_components, seed=seed).transform(features)
     aligned = reduced[:, :n_components]  # components are nested: the first ones are those of a smaller PCA
-    means = kmeans_labels(aligned, n_clusters, n_init=n_init, warm_start=before and before.means, seed=seed)
+    warm_means, warm_labels = (None, None) if before is None else (before.means, before.labels)
+    means = kmeans_labels(aligned, n_clusters, n_init=n_init, warm_start=warm_means, seed=seed)
     scott = scott_score(aligned, means)
     if criterion == "scott":
         return _Scored(scott, means, scott)
     graph = knn_graph(reduced, n_neighbors)
     cut = partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-    warm_start = before and before.labels
     labels = best_partition(
-        None, graph, n_clusters, cut, n_init=n_init, given=[means], warm_start=warm_start, seed=seed
+        None, graph, n_clusters, cut, n_init=n_init, given=[means], warm_start=warm_labels, seed=seed
     ).labels
     if criterion == "consensus":
         return _Scored(scott, means, labels=labels, graph=graph)
@@ -543,5 +547,5 @@ def _score(
     elif criterion == "relative_cut":
         value = -relative_cut(graph, labels, n_clusters, balance=balance)
     else:
-        value = float(criterion(reduced, labels))  # type: ignore[operator]
+        value = float(cast("Callable", criterion)(reduced, labels))
     return _Scored(scott, means, value, labels)
