@@ -1,6 +1,8 @@
 """How sphinx builds the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
 
 import re
+import sys
+from pathlib import Path
 
 from skdiec import __version__
 
@@ -8,6 +10,8 @@ project = "skdiec"
 author = "The skdiec developers"
 copyright = author  # noqa: A001 - the name that sphinx looks for
 version = release = __version__
+
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_order
 
 extensions = [
     "myst_parser",
@@ -29,6 +33,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "ignore_pattern": "quickstart",  # a script with options, no lesson; the first page shows it
+    "within_subsection_order": "gallery_order.Key",
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

@@ -3,27 +3,21 @@ Which layer and timestep cluster best?
 ======================================
 
 A diffusion model holds one representation of an image for each of its layers and each timestep of its noise
-schedule. This example trains a small model on scikit-learn's digits, searches its representations without labels, and
-shows what the search saw.
+schedule. This lesson draws what the search saw of them, as heat maps.
 """
 
 # %%
-# A quick model
-# -------------
-# Six passes over a third of the images make a small, weak diffusion model within seconds; the quickstart takes all
-# images and trains for longer. Pixels of these images run from 0 to 16, which has to be said: floats could mean
-# anything.
+# A fit
+# -----
+# The search needs no labels. It scores each layer at each timestep, and takes the best.
 
 import matplotlib.pyplot as plt
-import numpy as np
 from sklearn.datasets import load_digits
 
 from skdiec import DiffusionEmbeddedClustering, Pretraining
-from skdiec.metrics import clustering_report
-from skdiec.plotting import ClusterDisplay, EmbeddingDisplay, HistoryDisplay, SearchDisplay
+from skdiec.plotting import SearchDisplay
 
-digits = load_digits()
-images, labels = digits.images[::3], digits.target[::3]
+images = load_digits().images[::3]
 model = DiffusionEmbeddedClustering(
     n_clusters=10,
     value_range=(0, 16),
@@ -31,18 +25,16 @@ model = DiffusionEmbeddedClustering(
     pooling=4,
     n_init=2,
     backbone=Pretraining(epochs=6, channels=(16, 32)),
-    n_snapshots=4,
     random_state=0,
-)
-model.fit(images)
-print("chosen:", model.layer_, model.timestep_, model.pooling_)
+).fit(images)
+print("chosen:", model.layer_, model.timestep_)
 
 # %%
-# The scores of the search
-# ------------------------
-# The paper's Scott score compares the scatter between clusters with that within. The estimator trusts the quarter of
-# the cells in which it is highest, adds up their neighbourhood graphs, and chooses the cell whose partition has the
-# highest modularity on that consensus. The Scott scores stay in ``scott_scores_``.
+# Two scores
+# ----------
+# The paper's Scott score compares the scatter between clusters with the scatter within them. The consensus looks at the
+# neighbourhood graphs of the representations where that is highest: how well does a partition fit all of them? The
+# consensus chooses. The star marks the chosen representation.
 
 result = model.search_result_
 figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
@@ -51,51 +43,24 @@ for panel, score in zip(panels, result.scores, strict=True):
 plt.show()
 
 # %%
+# Bright in both maps is what to look for. The two need not agree on the best representation, so ``criterion`` is a
+# parameter.
+#
 # The same for less
 # -----------------
-# ``search="halving"`` compares layers at two timesteps first, then timesteps with the layers that are left, on fewer
-# images, and looks at all of them only for the last cells. Each stage says what it scored, and what it cost in whole
-# forward passes.
+# ``search="halving"`` compares layers first and timesteps then, on fewer images. All images are for the last stage.
 
 quick = DiffusionEmbeddedClustering(
     n_clusters=10,
-    backbone=model.backbone_,
     value_range=(0, 16),
     timestep=[10, 50, 100, 200],
     pooling=4,
     n_init=2,
+    backbone=model.backbone_,
     search="halving",
     head=None,
     random_state=0,
 ).fit(images)
 for stage in quick.search_result_.stages:
-    cells = ", ".join(f"{cell.layer} {cell.timestep}" for cell in stage.cells)
-    print(f"{stage.n_images} images, {stage.n_evaluations:.0f} passes: {cells}")
-print(f"{quick.search_result_.n_evaluations:.0f} passes in all; the grid took {result.n_evaluations:.0f}")
-
-# %%
-# What training did
-# -----------------
-# The loss falls while the head learns the start's partition, then DEC's own target takes over. ``n_snapshots`` kept
-# embeddings on the way: clusters draw together and apart. The labels only tell afterwards how it went.
-
-HistoryDisplay.from_estimator(model)
-EmbeddingDisplay.from_history(model, random_state=0)
-plt.show()
-print("start   ", clustering_report(labels, model.initial_labels_))
-print("trained ", clustering_report(labels, model.labels_))
-print("sizes   ", np.bincount(model.labels_))
-
-# %%
-# What is in the clusters
-# -----------------------
-# Each row shows a cluster, the surest images on the left. Where the images on the right are of another digit, the
-# features do not tell the two apart.
-
-ClusterDisplay.from_estimator(model, images)
-plt.show()
-
-# %%
-# In the maps of the search, look for where both are bright: a good representation has dropped what tells one stroke
-# from another and still holds what tells digits apart. The two scores need not agree on the best cell, which is why
-# the criterion is a parameter.
+    print(f"{stage.n_images} images, {len(stage.cells)} representations, {stage.n_evaluations:.0f} forward passes")
+print(f"{quick.search_result_.n_evaluations:.0f} forward passes in all; the grid took {result.n_evaluations:.0f}")

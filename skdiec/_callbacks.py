@@ -11,7 +11,7 @@ try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
 except ImportError:  # scikit-learn has callbacks from 1.9 on
 
-    class CallbackSupportMixin:  # type: ignore[no-redef]
+    class CallbackSupportMixin:  # type: ignore[no-redef] # either of them
         """Nothing: this scikit-learn has no callbacks."""
 
     def with_callbacks(method: Callable) -> Callable:
@@ -139,4 +139,6 @@ class Steps:
     def _end(self, attributes: Attributes | None) -> bool:
         context, self._open = self._open, None
         self._n_ended += 1
+        if context is None:  # nothing is open
+            return False
         return bool(context.call_on_fit_task_end(**self._shown, reconstruction_attributes=attributes))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, cast
 
 import joblib
 import numpy as np
@@ -430,7 +430,7 @@ class DiffusionEmbeddedClustering(
 
     def __init__(
         self,
-        n_clusters: int | str = 8,
+        n_clusters: int | Literal["auto"] = 8,
         *,
         backbone: Pretraining | str | os.PathLike | Any = "auto",
         image_shape: Sequence[int] | None = None,
@@ -439,18 +439,19 @@ class DiffusionEmbeddedClustering(
         layer: str | Sequence[str] | None = None,
         timestep: int | Sequence[int] | None = None,
         pooling: int | Sequence[int] | None = None,
-        search: str = "grid",
-        criterion: str | Callable[[NDArray, NDArray], float] = "consensus",
+        search: Literal["grid", "halving"] = "grid",
+        criterion: Literal["consensus", "relative_cut", "normalized_cut", "scott"]
+        | Callable[[NDArray, NDArray], float] = "consensus",
         max_search_samples: int = 2000,
         search_draws: int = 1,
         n_draws: int = 5,
         shift: int | None = None,
         n_components: int = 128,
         n_neighbors: int = 10,
-        neighbors_algorithm: str = "exact",
-        init: str | ArrayLike = "graph",
+        neighbors_algorithm: Literal["exact", "nndescent"] = "exact",
+        init: Literal["graph", "k-means++"] | ArrayLike = "graph",
         n_init: int = 10,
-        head: str | None = "residual",
+        head: Literal["residual", "direct"] | None = "residual",
         train_backbone: bool = False,
         alpha: float = 1.0,
         beta: float = 3.0,
@@ -468,7 +469,7 @@ class DiffusionEmbeddedClustering(
         n_snapshots: int = 0,
         memory: str | joblib.Memory | None = None,
         inference_batch_size: int | None = None,
-        precision: str = "fp32",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         device: str | torch.device | None = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -599,7 +600,7 @@ class DiffusionEmbeddedClustering(
             extractor = self._get_backbone(setup, steps)
         n_passes = len(setup.timesteps) * self.search_draws if self.search == "grid" else None
         with stages.stage("search", n_passes) as steps:
-            self.n_clusters_ = self._first_number(extractor, setup) if setup.distinct is not None else self.n_clusters
+            self.n_clusters_ = self._first_number(extractor, setup)
             search = self._search(extractor, setup, steps, passes)
         self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
         self.search_result_, self.layers_, self.timesteps_ = search, search.layers, search.timesteps
@@ -649,7 +650,8 @@ class DiffusionEmbeddedClustering(
         compare = functools.partial(
             cut_over_noise, start.h, self.labels_, self.n_neighbors, normalized_cut, seed=seeds.start
         )
-        (self.fine_labels_, self.linkage_), self.cut_over_noise_ = in_parallel([tree, compare], 1)
+        found: list[Any] = in_parallel([tree, compare], 1)
+        (self.fine_labels_, self.linkage_), self.cut_over_noise_ = found
 
     def _set_up(self, X: Any) -> _Setup:
         """Check the images and all that is to be done with them, before any expensive work."""
@@ -666,8 +668,7 @@ class DiffusionEmbeddedClustering(
         load = functools.cache(lambda: load_backbone(self.backbone))
         file_shape = (lambda: load().image_shape) if pretraining is None else None
         source = self._image_source(self._check_input(X, reset=True), file_shape=file_shape)
-        is_open = self.n_clusters == "auto"
-        if not is_open and len(source) < self.n_clusters:
+        if self.n_clusters != "auto" and len(source) < self.n_clusters:
             raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
         if len(source) < 2:
             raise ValueError("X must hold at least 2 images to tell what they vary in; got n_samples=1")
@@ -688,7 +689,7 @@ class DiffusionEmbeddedClustering(
             )
         files = source.paths if isinstance(source, FileImages) else None
         source, distinct = source.in_memory(), None
-        if is_open:
+        if self.n_clusters == "auto":
             order = np.random.default_rng(seeds.subset).permutation(len(source))
             distinct = distinct_rows(source, order[:MAX_IMAGES])
         outlined = FeatureExtractor(backbone)
@@ -847,7 +848,9 @@ class DiffusionEmbeddedClustering(
         with library_defaults(), one_blas_thread:
             return fitted._score(fitted._fitted_source(X))
 
-    def save(self, folder: str | os.PathLike, *, backbone: str = "copy", overwrite: bool = False) -> None:
+    def save(
+        self, folder: str | os.PathLike, *, backbone: Literal["copy", "reference"] = "copy", overwrite: bool = False
+    ) -> None:
         """Save the fitted model as a folder, which `skdiec.load` reads without running any code.
 
         The folder has ``model.json`` (parameters and plain values), ``model.safetensors`` (arrays), the backbone as a
@@ -1014,13 +1017,19 @@ class DiffusionEmbeddedClustering(
         return self._image_source(self._check_input(X, reset=False), like=self._format)
 
     def _first_number(self, extractor: FeatureExtractor, setup: _Setup) -> int:
-        """Estimate the number of clusters before anything was searched, by the layer with the smallest map."""
+        """Return the number of clusters, estimated where it is open before anything was searched.
+
+        What estimates it is the layer with the smallest map.
+        """
+        if self.n_clusters != "auto":
+            return self.n_clusters
         layer = min(setup.layers, key=lambda name: math.prod(setup.layers[name][1:]))
         fitting = [pooling for pooling in setup.poolings if pooling <= min(setup.layers[layer][1:])]
         timestep = setup.timesteps[(len(setup.timesteps) - 1) // 2]
         cell = Cell(layer, timestep, max(fitting, default=min(setup.poolings)))
         extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
-        rows = setup.distinct[:: math.ceil(len(setup.distinct) / _FIRST_IMAGES)]
+        distinct = cast("NDArray", setup.distinct)
+        rows = distinct[:: math.ceil(len(distinct) / _FIRST_IMAGES)]
         features = extractor.extract(setup.source, [cell], rows=rows)[cell]
         with one_blas_thread:
             return first_number(features, _SEARCH_COMPONENTS, self.n_neighbors, setup.seeds.search, self.n_jobs)
@@ -1095,7 +1104,7 @@ class DiffusionEmbeddedClustering(
                 seed,
             )
         else:
-            embedder = FrozenEmbedder(start.h, head, device)
+            embedder = FrozenEmbedder(start.h, cast("ResidualHead", head), device)  # "direct" trains the backbone
 
         def report(state: TrainingState) -> bool:
             attributes = functools.partial(self._attributes_at, state, start, head)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import joblib
 import numpy as np
@@ -82,7 +82,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "verbose": ["verbose"],
 }
 
-_NUMBERS: dict[str, Callable[[Any], float]] = {
+_NUMBERS: dict[str, type[int] | type[float]] = {
     name: int if constraints[0].type is Integral else float
     for name, constraints in CONSTRAINTS.items()
     if isinstance(constraints[0], Interval) and "array-like" not in constraints
@@ -163,8 +163,8 @@ def search_space(
     ValueError
         For a layer, timestep or pooling that the backbone does not have.
     """
-    default = backbone.nearest_timesteps(map(linear_ratio, DEFAULT_TIMESTEPS), backbone.num_train_timesteps - 1)
-    default = [t for t in default if t <= backbone.max_timestep] or [backbone.max_timestep]
+    nearest = backbone.nearest_timesteps(map(linear_ratio, DEFAULT_TIMESTEPS), backbone.num_train_timesteps - 1)
+    default = [t for t in nearest if t <= backbone.max_timestep] or [backbone.max_timestep]
     timesteps = candidates("timestep", estimator.timestep, default, Integral)
     for timestep in timesteps:
         backbone.check_timestep(timestep)
@@ -195,8 +195,8 @@ def check_init(init: str | ArrayLike, n_components: int, n_samples: int, widths:
     if isinstance(init, str):
         return
     if np.ndim(init) == 1:
-        if len(init) != n_samples:
-            raise ValueError(f"init must have a label for each of the {n_samples} images; got {len(init)}")
+        if np.size(init) != n_samples:
+            raise ValueError(f"init must have a label for each of the {n_samples} images; got {np.size(init)}")
         return
     possible = sorted({min(n_components, n_samples, width) for width in widths})
     if np.shape(init)[1] not in possible:
@@ -247,11 +247,11 @@ def _as_plain_number(name: str, value: Any, kind: type[int] | type[float]) -> An
     if not isinstance(value, Integral if kind is int else Real):
         return value
     try:
-        value = kind(value)
+        number: Any = kind(cast("float", value))
     except OverflowError:  # an integer past all floats
         return value
     # What takes any number of them takes these for all there are; longer ones cannot even be shown.
-    return value if kind is float else max(-(2**63), min(value, 2**63 - 1))
+    return number if kind is float else max(-(2**63), min(number, 2**63 - 1))
 
 
 def check_constraints(estimator: BaseEstimator) -> None:

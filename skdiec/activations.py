@@ -145,7 +145,8 @@ def layer_shapes(
     def record(name: str, output: Any) -> None:
         activation = to_map(name, output)
         if activation is not None:
-            shapes.setdefault(name, tuple(activation.shape[1:]))  # type: ignore[arg-type]
+            channels, height, width = activation.shape[1:]
+            shapes.setdefault(name, (channels, height, width))
 
     with evaluating(network), torch.inference_mode(), _hooks(network, names or layers, record):
         forward()

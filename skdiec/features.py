@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -201,7 +202,7 @@ class FeatureExtractor:
             source.fingerprint(),
             self.backbone.fingerprint(),
             tuple(cells),
-            None if rows is None else hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest(),
+            None if rows is None else hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).data).hexdigest(),
             (self.n_draws, self.shift, self.seed, draw, self.precision),
         )
         cached = self.memory.cache(_extract_cached, ignore=["extractor", "arguments"], verbose=0)
@@ -300,10 +301,10 @@ class FeatureExtractor:
         dict of tuple to Tensor of shape (m, *input_shape)
             For each offset of `draws`, on the backbone's device.
         """
-        backbone, keeps = self.backbone, self.latents is not None and self.backbone.encodes
+        backbone, latents = self.backbone, self.latents if self.backbone.encodes else None
         encoded: dict[tuple[int, int], Tensor] = {}
         for offset in {draw.offset for draw in draws}:
-            found = self.latents.get(source, offset, rows) if keeps else None
+            found = None if latents is None else latents.get(source, offset, rows)
             if found is not None:
                 encoded[offset] = torch.from_numpy(found).to(backbone.device)
                 continue
@@ -311,8 +312,8 @@ class FeatureExtractor:
                 images = torch.from_numpy(source.read(rows))
             images = images.to(backbone.device, non_blocking=True)
             encoded[offset] = backbone.encode(backbone.prepare(_moved(images, *offset)))
-            if keeps:
-                self.latents.put(source, offset, rows, encoded[offset].cpu().numpy())
+            if latents is not None:
+                latents.put(source, offset, rows, encoded[offset].cpu().numpy())
         return encoded
 
     def _are_encoded(self, source: ImageSource, rows: NDArray[np.integer], offsets: Iterable[tuple[int, int]]) -> bool:
@@ -363,7 +364,7 @@ class FeatureExtractor:
             x_t = backbone.add_noise(x0, draw.noise.expand_as(x0), timesteps)
             maps = activations.capture(
                 backbone.network,
-                lambda x_t=x_t: backbone.predict(x_t, timesteps),
+                functools.partial(backbone.predict, x_t, timesteps),
                 list(wanted),
                 reduce,
                 backbone.to_map,

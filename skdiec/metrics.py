@@ -66,15 +66,15 @@ def clustering_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     >>> clustering_accuracy([0, 0, 1, 1], [1, 1, 0, 1])
     0.75
     """
-    y_true, y_pred = column_or_1d(y_true), column_or_1d(y_pred)
-    check_consistent_length(y_true, y_pred)
-    if len(y_true) == 0:
+    true, predicted = column_or_1d(y_true), column_or_1d(y_pred)
+    check_consistent_length(true, predicted)
+    if len(true) == 0:
         raise ValueError("y_true and y_pred must not be empty")
-    for name, labels in (("y_true", y_true), ("y_pred", y_pred)):
+    for name, labels in (("y_true", true), ("y_pred", predicted)):
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
             raise ValueError(f"{name} must not contain NaN or infinity")
-    table = contingency_matrix(y_true, y_pred)
-    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(y_true))
+    table = contingency_matrix(true, predicted)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(true))
 
 
 def clustering_report(y_true: ArrayLike, y_pred: ArrayLike) -> ClusteringReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -279,8 +280,8 @@ def cluster_tree(
     for cluster in range(codes.max() + 1):
         rows = np.flatnonzero(codes == cluster)
         parts = max(1, min(_FINER, len(rows) // _MIN_FINE_SIZE))
-        found = kmeans_labels(X[rows], parts, seed=seed) if parts > 1 else np.zeros(len(rows), dtype=np.int32)
-        found = np.unique(found, return_inverse=True)[1]
+        split = kmeans_labels(X[rows], parts, seed=seed) if parts > 1 else np.zeros(len(rows), dtype=np.int32)
+        found = np.unique(split, return_inverse=True)[1]
         fine[rows] = count + found
         count += found.max() + 1
     return fine, merge_tree(graph, fine, codes)
@@ -290,7 +291,7 @@ def cut_over_noise(
     X: NDArray[np.floating],
     labels: NDArray[np.integer],
     n_neighbors: int,
-    cut: Callable[[sparse.csr_array, NDArray[np.int32]], float],
+    cut: Callable[[sparse.csr_array, NDArray[Any]], float],
     *,
     seed: int = 0,
 ) -> float:

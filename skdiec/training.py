@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -122,9 +122,10 @@ class ResidualHead(nn.Module):
     def __init__(self, n_features: int, hidden: int = 256, *, seed: int = 0) -> None:
         super().__init__()
         with drawing_from_seed(seed):
-            self.g = nn.Sequential(nn.Linear(n_features, hidden), nn.GELU(), nn.Linear(hidden, n_features))
-        nn.init.zeros_(self.g[2].weight)
-        nn.init.zeros_(self.g[2].bias)
+            first, last = nn.Linear(n_features, hidden), nn.Linear(hidden, n_features)
+        self.g = nn.Sequential(first, nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, h0: Tensor, h: Tensor) -> Tensor:
         """Return z for frozen features h0 and the head's input h, all of shape (n, n_features)."""
@@ -140,6 +141,9 @@ class Projection(nn.Module):
     components : ndarray of shape (q, d)
     scale : float
     """
+
+    mean: Tensor
+    components: Tensor
 
     def __init__(self, mean: NDArray, components: NDArray, scale: float) -> None:
         super().__init__()
@@ -160,11 +164,13 @@ class Projection(nn.Module):
 class Embedder(Protocol):
     """What `train` needs to know of a model."""
 
-    module: nn.Module
-    """Holds all that is trained; its state is what a best epoch keeps."""
+    @property
+    def module(self) -> nn.Module:
+        """What holds all that is trained; its state is what a best epoch keeps."""
 
-    backbone: nn.Module | None
-    """The part of it that has the backbone's learning rate; None where the backbone does not train."""
+    @property
+    def backbone(self) -> nn.Module | None:
+        """The part of it that has the backbone's learning rate; None where the backbone does not train."""
 
     def embed(self, rows: Tensor) -> Tensor:
         """Return z of some rows, shape (m, d), with gradient."""
@@ -217,9 +223,17 @@ class FrozenEmbedder:
 class BackboneFeatures(Protocol):
     """What `BackboneEmbedder` needs of images and a trainable backbone."""
 
-    network: nn.Module
-    batch_size: int
-    n_draws: int
+    @property
+    def network(self) -> nn.Module:
+        """The network that yields the features."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images per pass where no gradient is kept."""
+
+    @property
+    def n_draws(self) -> int:
+        """Draws that features are averaged over."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -393,7 +407,7 @@ def train(
     centers = nn.Parameter(_means(start, labels, n_clusters))
     backbone = list(embedder.backbone.parameters()) if embedder.backbone is not None else []
     known = set(backbone)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [*(weight for weight in embedder.module.parameters() if weight not in known), centers]},
         {"params": backbone, "lr": config.backbone_learning_rate},
     ]

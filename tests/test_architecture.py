@@ -263,6 +263,12 @@ def test_calls_are_found_where_they_are():
     assert set(calls_of(tree, outside="torch.random.fork_rng")) == {"np.random.seed"}
 
 
+def test_type_checker_is_silenced_with_a_code_and_a_reason():
+    for path in PACKAGE.rglob("*.py"):
+        for line in path.read_text().splitlines():
+            assert "type: ignore" not in line or re.search(r"# type: ignore\[[\w-]+\] # \w", line), (path, line)
+
+
 # Documentation
 
 

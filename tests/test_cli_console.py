@@ -12,7 +12,7 @@ import pytest
 
 from skdiec.cli import console as module
 from skdiec.cli.console import Console, StageProgress, command, command_line, json_of, shown_path
-from skdiec.cli.options import number_of_clusters, numbers
+from skdiec.cli.options import limits, number_of_clusters, numbers
 from skdiec.cli.output import OutputFolder, default_output, folder_names
 
 
@@ -112,12 +112,19 @@ def test_line_that_goes_on_is_one_that_a_shell_takes():
 
 
 def test_numbers_of_options():
-    assert numbers("x", None) is None
-    assert numbers("x", "3,4") == (3, 4)
+    assert numbers("x", None, int) is None
+    assert numbers("x", "3,4", int) == (3, 4)
     assert numbers("x", "0,0.5", float) == (0.0, 0.5)
     assert number_of_clusters("12") == 12
     with pytest.raises(ValueError, match="--x must be numbers with commas between; got ''"):
         numbers("x", "", float)
+
+
+def test_limits_are_two_numbers():
+    assert limits("x", None) is None
+    assert limits("x", "0,0.5") == (0.0, 0.5)
+    with pytest.raises(ValueError, match="--x must be two numbers with a comma between; got '0,1,2'"):
+        limits("x", "0,1,2")
 
 
 # Folders of results

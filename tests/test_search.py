@@ -14,7 +14,6 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from skdiec import search as search_module
 from skdiec.activations import Cell
 from skdiec.graph import knn_graph
 from skdiec.partition import best_partition, kmeans_labels
@@ -340,7 +339,7 @@ def test_wide_features_are_reduced_by_the_randomised_solver():
 
 @pytest.mark.parametrize(("n", "n_components"), [(300, 3), (300, 12), (5, 12), (1, 1)])
 def test_principal_components_are_those_of_the_full_solver(n, n_components, monkeypatch):
-    monkeypatch.setattr(search_module, "_BLOCK_ROWS", 128)
+    monkeypatch.setattr("skdiec.search.components._BLOCK_ROWS", 128)
     features = 100 + np.random.default_rng(0).normal(size=(n, 12)).astype(np.float32) @ np.diag(np.arange(12.0, 0, -1))
     mean, components, variances = principal_components(features, n_components)
     assert len(components) == len(variances) == min(n, n_components)
@@ -361,7 +360,7 @@ def test_principal_components_are_those_of_the_full_solver(n, n_components, monk
 def test_features_wider_than_a_covariance_should_be_have_the_components_of_a_randomised_solver(monkeypatch):
     features = np.random.default_rng(0).normal(size=(40, 12)) @ np.diag(np.arange(12.0, 0, -1))
     exact = principal_components(features, 3)
-    monkeypatch.setattr(search_module, "WIDEST_COVARIANCE", 11)
+    monkeypatch.setattr("skdiec.search.components.WIDEST_COVARIANCE", 11)
     found = principal_components(features, 3, seed=4)
     pca = PCA(3, svd_solver="randomized", random_state=4).fit(features)
     assert_allclose(np.abs(found[1]), np.abs(pca.components_))
@@ -392,7 +391,7 @@ def test_the_next_features_are_extracted_while_cells_are_scored():
 
 @pytest.mark.parametrize(("ahead_below", "ahead"), [(61, 1), (60, 0)])
 def test_at_most_one_pass_of_few_images_is_extracted_ahead(ahead_below, ahead, monkeypatch):
-    monkeypatch.setattr(search_module, "AHEAD_BELOW", ahead_below)
+    monkeypatch.setattr("skdiec.search.stages.AHEAD_BELOW", ahead_below)
     begun, scored = [], []
     space = planted()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skdiec.backbones.config_files import Fields
+from skdiec.backbones.models import config_of
 
 CLASSES = ("AutoencoderKL", "AutoencoderDC", "VQModel")
 """Classes that can be used."""
@@ -37,8 +38,8 @@ class Autoencoder:
     """
 
     def __init__(self, model: nn.Module, scale: float | None = None) -> None:
-        self.model = model
-        config = model.config
+        self.model: Any = model  # with the methods of its class in diffusers
+        config = config_of(model)
         self.kind = type(model).__name__
         widths = config.encoder_block_out_channels if self.kind == "AutoencoderDC" else config.block_out_channels
         self.factor = 2 ** (len(widths) - 1)
@@ -87,7 +88,7 @@ class Autoencoder:
 
     def _shift_and_scale(self, latents: Tensor) -> tuple[Any, Any]:
         """Return what is subtracted from latents, and what they are multiplied by then."""
-        config = self.model.config
+        config = config_of(self.model)
         mean, deviation = config.get("latents_mean"), config.get("latents_std")
         if mean is None or deviation is None:
             return config.get("shift_factor") or 0.0, self.scale

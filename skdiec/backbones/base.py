@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from skdiec.backbones.devices import computes_in_dtype
 from skdiec.backbones.folders import as_folder, replacing
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.levels import NoiseLevels, noise_levels
-from skdiec.backbones.models import new_model
+from skdiec.backbones.models import config_of, new_model
 from skdiec.backbones.repository import INDEX_FILE, Index
 from skdiec.messages import shown
 
@@ -142,7 +142,7 @@ class Backbone(abc.ABC):
         input_shape: tuple[int, int, int] | None = None,
         levels: NoiseLevels | None = None,
     ) -> None:
-        self.network = network
+        self.network: Any = network  # what else it has depends on the family
         self.scheduler = scheduler
         self.image_shape = image_shape
         self.input_shape = input_shape or image_shape
@@ -181,7 +181,8 @@ class Backbone(abc.ABC):
         -------
         Backbone
         """
-        return cls(parts.network, parts.scheduler)
+        make: Any = cls  # families that need more than these two make themselves otherwise
+        return make(parts.network, parts.scheduler)
 
     @abc.abstractmethod
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -402,7 +403,7 @@ class Backbone(abc.ABC):
                 f"to the {self.image_shape[0]} of the backbone; channel_axis says where X has its channels"
             )
 
-    def to(self, device: torch.device | str) -> Backbone:
+    def to(self, device: torch.device | str) -> Self:
         """Move all weights in place and return this backbone.
 
         Weights in half precision become float32 where the device does not compute with them.
@@ -430,7 +431,7 @@ class Backbone(abc.ABC):
         outline.condition = {name: value.to("meta") for name, value in outline.condition.items()}
         return outline
 
-    def copy(self, device: torch.device | str = "cpu") -> Backbone:
+    def copy(self, device: torch.device | str = "cpu") -> Self:
         """Return a backbone with weights of its own, on a device: `to` says in which number format.
 
         Parameters
@@ -485,7 +486,7 @@ class Backbone(abc.ABC):
         from safetensors.torch import save_file
 
         parts = {**models, "scheduler": self.scheduler}
-        index = {"_class_name": self.pipelines[0], "_diffusers_version": diffusers.__version__}
+        index: dict[str, Any] = {"_class_name": self.pipelines[0], "_diffusers_version": diffusers.__version__}
         for name, part in parts.items():
             index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
         index |= {name: [None, None] for name in (*self.text_parts, *self.absent_parts)}
@@ -506,7 +507,7 @@ class Backbone(abc.ABC):
         state["_levels"] = self._levels.to(torch.device("cpu"))
         state["condition"] = {name: value.cpu() for name, value in self.condition.items()}
         state["parts"] = {
-            name: (type(part), dict(part.config), {key: x.detach().cpu() for key, x in part.state_dict().items()})
+            name: (type(part), dict(config_of(part)), {key: x.detach().cpu() for key, x in part.state_dict().items()})
             for name, part in self.parts().items()
         }
         return state
@@ -514,7 +515,9 @@ class Backbone(abc.ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         parts = state.pop("parts")
         vars(self).update(state)
-        self._set_parts({name: new_model(*values, "of the pickle") for name, values in parts.items()})
+        self._set_parts(
+            {name: new_model(kind, config, weights, "of the pickle") for name, (kind, config, weights) in parts.items()}
+        )
 
     def _set_parts(self, parts: dict[str, nn.Module]) -> None:
         self.network = parts[self.network_part]

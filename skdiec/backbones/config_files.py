@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from skdiec.messages import shown
 
@@ -243,6 +243,11 @@ class Fields:
         value = self._sequence(name, f"{length} integers", counts)
         return tuple(self._integer(name, item, low, high) for item in value)
 
+    def shape(self, name: str, high: int) -> tuple[int, int, int]:
+        """Return three integers from 1 to `high`: channels, height and width."""
+        channels, height, width = self.integers(name, 1, high, range(3, 4))
+        return channels, height, width
+
     def number(self, name: str, low: float, high: float) -> float:
         """Return a number from `low` to `high`."""
         return self._number(name, self.values.get(name), low, high)
@@ -269,12 +274,12 @@ class Fields:
         return value
 
     def _integer(self, name: str, value: Any, low: int, high: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
             raise self._error(name, f"an integer from {low} to {high}", value)
         return int(value)
 
     def _number(self, name: str, value: Any, low: float, high: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, Real) or not low <= cast("float", value) <= high:
             raise self._error(name, f"a number from {low:g} to {high:g}", value)
         return float(value)
 
@@ -284,7 +289,7 @@ class Fields:
         return value
 
     def _sequence(self, name: str, what: str, counts: range) -> Sequence[Any]:
-        value = self.values.get(name)
+        value: Any = self.values.get(name)
         value = value.tolist() if hasattr(value, "tolist") else value  # an array
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) not in counts:
             raise self._error(name, f"a sequence of {what}", value)

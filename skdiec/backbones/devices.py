@@ -46,7 +46,7 @@ def _computes_in(precision: str, device: torch.device) -> bool | None:
     """Return whether a device has instructions for a number format, None where nothing is known."""
     if device.type == "cuda":
         return precision != "bf16" or torch.cuda.get_device_capability(device)[0] >= 8
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     found = [capabilities[name] for name in (f"avx512_{precision}", f"amx_{precision}") if name in capabilities]
     return any(found) if found else None
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skdiec.backbones.levels import flow_levels
+from skdiec.backbones.models import config_of
 from skdiec.backbones.transformer import TransformerBackbone
 
 
@@ -53,7 +54,7 @@ class FluxBackbone(TransformerBackbone):
         super().__init__(network, scheduler, *arguments, levels=levels, **options)
 
     def _latent_channels(self, network: nn.Module) -> int:
-        return int(network.config.in_channels) // _PATCH**2
+        return int(config_of(network).in_channels) // _PATCH**2
 
     def _side_multiple(self, network: nn.Module) -> int:
         return _PATCH

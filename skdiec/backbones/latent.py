@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from skdiec.backbones.autoencoders import CLASSES, Autoencoder
 from skdiec.backbones.base import Backbone, Parts
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.levels import NoiseLevels
+from skdiec.backbones.models import config_of
 from skdiec.backbones.networks import sides
 from skdiec.backbones.repository import Index
 from skdiec.messages import shown
@@ -93,16 +94,16 @@ class LatentBackbone(Backbone):
     # What families differ in
 
     def _latent_channels(self, network: nn.Module) -> int:
-        return int(network.config.in_channels)
+        return int(config_of(network).in_channels)
 
     def _side_multiple(self, network: nn.Module) -> int:
         """Return what sides of latents must be multiples of."""
-        return int(network.config.patch_size)
+        return int(config_of(network).patch_size)
 
     def _default_size(self, network: nn.Module, factor: int) -> tuple[int, int]:
         """Return the sides of the images that the network was trained on."""
         where = f"the configuration of the network of {self.title}"
-        size = sides(network.config, where)
+        size = sides(config_of(network), where)
         if size is None:
             raise ValueError(f"{where} has no sample_size, so image_size must be stated")
         return factor * size[0], factor * size[1]
@@ -118,7 +119,8 @@ class LatentBackbone(Backbone):
             scale = record.number("latent_scale", 1e-12, 1e12)
         size = parts.image_size
         if size is None and "image_shape" in parts.record:
-            size = record.integers("image_shape", 1, _MAX_SIDE, range(3, 4))[1:]
+            _, height, width = record.shape("image_shape", _MAX_SIDE)
+            size = height, width
         return cls(
             parts.network,
             parts.scheduler,
@@ -237,7 +239,8 @@ class LatentBackbone(Backbone):
 
     def _set_parts(self, parts: dict[str, nn.Module]) -> None:
         super()._set_parts(parts)
-        self.autoencoder = Autoencoder(parts[self.autoencoder_part], self.autoencoder)
+        scale = cast("float", self.autoencoder)  # a pickle has no more of it
+        self.autoencoder = Autoencoder(parts[self.autoencoder_part], scale)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "autoencoder": self.autoencoder.scale}
@@ -249,7 +252,7 @@ class _LatentUNet(LatentBackbone):
     networks = ("UNet2DConditionModel",)
 
     def _side_multiple(self, network: nn.Module) -> int:
-        return 2 ** (len(network.config.block_out_channels) - 1)
+        return 2 ** (len(config_of(network).block_out_channels) - 1)
 
     def layers(self) -> list[str]:
         """Name the blocks of the U-Net."""
@@ -291,7 +294,7 @@ def _size(given: Any, default: tuple[int, int], step: int) -> tuple[int, int]:
     """Check the sides of the images that are encoded."""
     if given is None:
         # Of odd sizes, the next that the network can halve.
-        return tuple(step * math.ceil(side / step) for side in default)  # type: ignore[return-value]
+        return step * math.ceil(default[0] / step), step * math.ceil(default[1] / step)
     sides = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, given)
     is_right = len(sides) == 2 and all(
         isinstance(side, int) and not isinstance(side, bool) and 0 < side <= _MAX_SIDE and side % step == 0
@@ -302,7 +305,7 @@ def _size(given: Any, default: tuple[int, int], step: int) -> tuple[int, int]:
             f"image_size must be a multiple of {step}, or a pair of them, (height, width), up to {_MAX_SIDE}; "
             f"got {shown(given)}"
         )
-    return sides  # type: ignore[return-value]
+    return sides
 
 
 class StableDiffusionBackbone(_LatentUNet):
@@ -349,7 +352,7 @@ class StableDiffusionXLBackbone(_LatentUNet):
         """Return zeros, unless the pipeline's index says that the empty prompt is encoded."""
         if options.get("force_zeros_for_empty_prompt", True) is False:
             return None
-        config = network.config
+        config = config_of(network)
         pooled = config.projection_class_embeddings_input_dim - _N_SIZES * config.addition_time_embed_dim
         return {
             "encoder_hidden_states": torch.zeros(1, 77, config.cross_attention_dim),

@@ -167,8 +167,8 @@ def _load(repository: Repository, variant: str | None, asked: Mapping[str, Any])
 
 def _network_of(repository: Repository, index: Index) -> tuple[str, str, dict[str, Any]]:
     """Return the part that is a pipeline's network, its class and its configuration."""
-    part = next((part for part in network_parts() if part in index.parts), None)
-    if part is None:
+    part = next((part for part in network_parts() if part in index.parts), "")
+    if not part:
         find_family(index, "none", {})
     config = repository.json(f"{part}/config.json")
     return part, class_name(config or {}, index.parts[part][1]), config or {}
@@ -204,6 +204,7 @@ def _load_pixels(
     # Early pipelines, such as google/ddpm-cat-256, have all files in one folder; diffusers reads both.
     part = "unet" if index is not None and exists(folder / "unet") else ""
     around = [folder]
+    schedule: Path | None
     if index is not None:
         schedule = folder / (SCHEDULER_FILE if exists(folder / "scheduler") else "scheduler_config.json")
     else:

@@ -31,9 +31,7 @@ _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 """What early diffusers called the layers of an attention, and what they are called today."""
 
 
-def read_model(
-    kind: type[nn.Module], folder: Path, *, variant: str | None = None, dtype: torch.dtype | None = None
-) -> nn.Module:
+def read_model(kind: Any, folder: Path, *, variant: str | None = None, dtype: torch.dtype | None = None) -> nn.Module:
     """Read a model of diffusers from its folder.
 
     Parameters
@@ -86,7 +84,21 @@ def check_model_config(config: Mapping[str, Any], where: str) -> None:
                 raise ValueError(f"{where}: {name} must be at most {_MAX_LAYERS}; got {shown(value)}")
 
 
-def build_model(kind: type[nn.Module], config: Mapping[str, Any], where: object) -> nn.Module:
+def config_of(model: nn.Module) -> Any:
+    """Return the configuration of a model of diffusers, a mapping whose items are attributes too.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    diffusers.configuration_utils.FrozenDict
+    """
+    return model.config
+
+
+def build_model(kind: Any, config: Mapping[str, Any], where: object) -> nn.Module:
     """Build a model whose weights have no values yet.
 
     Parameters
@@ -195,10 +207,9 @@ def copied_model(model: nn.Module, where: str, dtype: torch.dtype | None = None)
     defaults = {
         name: parameter.default for name, parameter in inspect.signature(type(model).__init__).parameters.items()
     }
-    unchosen = {
-        name for name in model.config.get("_use_default_values", ()) if model.config[name] == defaults.get(name)
-    }
-    config = {name: value for name, value in model.config.items() if name not in unchosen}
+    config = config_of(model)
+    unchosen = {name for name in config.get("_use_default_values", ()) if config[name] == defaults.get(name)}
+    config = {name: value for name, value in config.items() if name not in unchosen}
     return new_model(type(model), config, copies, where)
 
 
@@ -222,7 +233,8 @@ def read_weights(model: nn.Module, files: Sequence[Path], dtype: torch.dtype = t
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    wanted, weights = model.state_dict().keys(), {}
+    wanted = model.state_dict().keys()
+    weights: dict[str, Tensor] = {}
     for path in files:
         try:
             part = load_file(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -170,12 +170,14 @@ def _transformers(family: type[Backbone]) -> Any:
     return transformers
 
 
-def _text_pipeline(cls: type, components: Mapping[str, Any]) -> Any:
+def _text_pipeline(cls: Any, components: Mapping[str, Any]) -> Any:
     """Make a pipeline that can encode prompts, and nothing else."""
     import inspect
 
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    absent = {parameter.name: None for parameter in parameters if parameter.default is inspect.Parameter.empty}
+    absent: dict[str, Any] = {
+        parameter.name: None for parameter in parameters if parameter.default is inspect.Parameter.empty
+    }
     if any(parameter.name == "requires_safety_checker" for parameter in parameters):
         absent["requires_safety_checker"] = False
     return cls(**{**absent, **components})
@@ -192,7 +194,7 @@ def _read_text_part(repository: Repository, part: str, kind: str, transformers: 
     folder = repository.fetch(*(f"{part}/{pattern}" for pattern in patterns)) / part
     options = {"use_safetensors": True, "dtype": "auto"} if is_model else {}
     try:
-        found = cls.from_pretrained(folder, local_files_only=True, **options)
+        found = cast("Any", cls).from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # transformers, tokenizers and safetensors each have their own
         raise ValueError(f"backbone {folder} cannot be read as a {kind}: {error}") from error
     if not is_model:

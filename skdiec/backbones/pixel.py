@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class PixelBackbone(Backbone):
         """Return what else features depend on, as JSON can hold it."""
         return [*super().settings(), self.patch_size, *([] if self.null_class is None else [self.null_class])]
 
-    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
         """Save as a diffusers ``DDPMPipeline`` folder with safetensors weights.
 
         ``DDPMPipeline.from_pretrained(folder)`` and ``load_backbone(folder)`` both read it. Where `patch_size`
@@ -194,7 +194,7 @@ class PixelBackbone(Backbone):
             import diffusers
 
         kind, config = state["scheduler"]
-        self.__init__(  # type: ignore[misc]
+        self.__init__(  # type: ignore[misc] # checks all of it anew
             new_network(state["network_config"], state["weights"], "of the pickle"),
             getattr(diffusers, kind).from_config(config),
             image_shape=state["image_shape"],
@@ -215,10 +215,12 @@ def _shapes(
     size, channels = sides(config, _CONFIGURATION), int(config["in_channels"])
     image_shape = None
     if fields.values["image_shape"] is not None:
-        image_shape = fields.integers("image_shape", 1, MAX_SIDE * patch_size, range(3, 4))
-    if size is None and image_shape is None:
-        raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
-    height, width = size or (math.ceil(side / patch_size) for side in image_shape[1:])
+        image_shape = fields.shape("image_shape", MAX_SIDE * patch_size)
+    if size is None:
+        if image_shape is None:
+            raise ValueError("the backbone's configuration has no sample_size, so image_shape must be stated")
+        size = math.ceil(image_shape[1] / patch_size), math.ceil(image_shape[2] / patch_size)
+    height, width = size
     image_shape = image_shape or (channels // patch_size**2, height * patch_size, width * patch_size)
     # What the network halves as often as it has levels must be even that often.
     divisor = 2 ** (len(config["block_out_channels"]) - 1)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -112,8 +112,8 @@ class Pretraining(BaseEstimator):
         patch_size: int | None = None,
         max_timestep: int = 400,
         ema_decay: float = 0.999,
-        precision: str = "auto",
-        dtype: str = "float32",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        dtype: Literal["float32", "bfloat16"] = "float32",
         checkpoint_seconds: float = 60.0,
         random_state: int | None = None,
     ) -> None:
@@ -151,8 +151,8 @@ def pretrain(
     patch_size: int | None = None,
     max_timestep: int = 400,
     ema_decay: float = 0.999,
-    precision: str = "auto",
-    dtype: str = "float32",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     device: str | torch.device | None = None,
     checkpoint_seconds: float = 60.0,
     random_state: int | None = None,
@@ -346,10 +346,10 @@ def _load(folder: Path) -> Trained:
     from skdiec.backbones.loading import load_backbone
 
     logger.info("loading the backbone that was trained before in %s", folder)
-    return load_backbone(folder)
+    return cast("Trained", load_backbone(folder))  # `_save` writes no others
 
 
-def _save(backbone: Trained, folder: Path, dtype: str) -> None:
+def _save(backbone: Trained, folder: Path, dtype: Literal["float32", "bfloat16"]) -> None:
     try:
         backbone.save_pretrained(folder, dtype=dtype)
     except OSError as error:

@@ -115,7 +115,7 @@ def _snapshot(name: str, patterns: Sequence[str], revision: str | None) -> Path:
     """Return a folder with the files of a Hub repository that match; from its cache where there is no network."""
     from huggingface_hub import snapshot_download
 
-    options = {} if revision is None else {"revision": revision}
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **options))
     except Exception as error:  # the client raises its own, httpx's and the operating system's errors

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Settings:
     max_timestep: int
     ema_decay: float
     precision: str
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     seed: int
 
 
@@ -252,7 +252,7 @@ def untrained_network(image_shape: tuple[int, int, int], settings: Settings) -> 
     )
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)  # numpy's bool is no Integral
 
 
@@ -264,7 +264,7 @@ def _count(value: object, name: str, highest: int = _MAX_COUNT) -> int:
     return int(value)
 
 
-def _channels(values: object, architecture: str) -> tuple[int, ...]:
+def _channels(values: Any, architecture: str) -> tuple[int, ...]:
     try:
         is_sequence = np.ndim(values) == 1 and len(values) > 0
     except (TypeError, ValueError):  # of no length, or of several
@@ -328,7 +328,7 @@ def as_real(value: object, name: str, expected: str, is_valid: Callable[[float],
     return number
 
 
-def _one_of(value: object, name: str, expected: str, known: Sequence[str]) -> str:
+def _one_of(value: object, name: str, expected: str, known: Sequence[str]) -> Any:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be {expected}; got {shown(value)}")
     return str(value)

@@ -62,7 +62,8 @@ class Trainer:
         )
         self.steps_per_epoch = math.ceil(len(source) / settings.batch_size)
         self.total_steps = settings.epochs * self.steps_per_epoch
-        self.step, self.losses, self.loss_sum, self.seconds = 0, [], 0.0, 0.0
+        self.step, self.loss_sum, self.seconds = 0, 0.0, 0.0
+        self.losses: list[float] = []
         self.is_warned = self.is_stopped = False
         self.replayed: ReplayedPass | None = None  # of full batches, on CUDA
 
@@ -90,7 +91,7 @@ class Trainer:
                 self.is_stopped = bool(report(self.step, in_all, self.losses[-1] if self.losses else math.nan))
             # The last one lets a kill while the pipeline is written cost nothing.
             is_due = now - saved > checkpoint_seconds or progress >= 1 or self.is_stopped
-            if folder is not None and is_due:
+            if folder is not None and request is not None and is_due:
                 self.save(folder, request)
                 saved = time.monotonic()
         self.average.copy_to(self.parameters)
@@ -128,13 +129,13 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(mixed)
         noise = torch.randn(x0.shape, generator=generator, device=self.device, dtype=x0.dtype)
         timesteps = torch.randint(settings.max_timestep + 1, (len(x0),), generator=generator, device=self.device)
-        loss = self._loss_and_gradients(x0, noise, timesteps)
+        found = self._loss_and_gradients(x0, noise, timesteps)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(min(1.0, self._progress(self.step + 0.5)))
         self.optimizer.step()
         self.average.step(self.parameters)
-        loss = float(loss)
+        loss = float(found)
         if not math.isfinite(loss):
             raise self._diverged(f"denoising loss became {loss}")
         self.step += 1

@@ -13,6 +13,7 @@ from skdiec.backbones.base import Backbone
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.latent import LatentBackbone
 from skdiec.backbones.levels import flow_levels
+from skdiec.backbones.models import config_of
 from skdiec.backbones.repository import Index
 
 
@@ -165,7 +166,7 @@ class SanaBackbone(TransformerBackbone):
 
     def __init__(self, network: nn.Module, scheduler: Any, *arguments: Any, **options: Any) -> None:
         count = int(scheduler.config.num_train_timesteps)
-        levels = flow_levels(count, time_scale=float(network.config.get("timestep_scale", 1.0)))
+        levels = flow_levels(count, time_scale=float(config_of(network).get("timestep_scale", 1.0)))
         super().__init__(network, scheduler, *arguments, levels=levels, **options)
 
     @classmethod

@@ -5,7 +5,7 @@ What takes seconds to import is imported inside the commands, which have said wh
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -24,7 +24,7 @@ from skdiec.cli.searching import search
 class _Commands(TyperGroup):
     """The commands. What they were called with is kept, for the line that goes on after Ctrl-C."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         arguments.set(tuple(args))
         return super().parse_args(ctx, args)
 

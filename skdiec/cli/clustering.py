@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ from skdiec.cli.options import (
     Quiet,
     Seed,
     ValueRange,
+    limits,
     number_of_clusters,
     numbers,
 )
@@ -37,6 +38,8 @@ from skdiec.cli.reporting import REPORT_FILE, write_report
 from skdiec.messages import duration
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from skdiec._estimator import DiffusionEmbeddedClustering
     from skdiec.cli.reading import Images
     from skdiec.cli.tables import Table
@@ -75,8 +78,8 @@ def cluster(
             backbone,
             minutes,
             epochs,
-            numbers("image-shape", image_shape),
-            numbers("value-range", value_range, float),
+            numbers("image-shape", image_shape, int),
+            limits("value-range", value_range),
             seed,
             device,
         )
@@ -98,7 +101,7 @@ class _Task:
 
     folder: Path
     place: Path
-    n_clusters: int | str | None
+    n_clusters: int | Literal["auto"] | None
     labels: Path | None
     names: Path | None
     layout: str | None
@@ -111,23 +114,24 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
 
     _check_pyarrow()
     names = {} if task.names is None else read_names(task.names)
-    n_clusters, init = task.n_clusters, "graph"
+    n_clusters: int | Literal["auto"] = "auto" if task.n_clusters is None else task.n_clusters
+    init: str | NDArray = "graph"
     files = find_files(task.folder, console, leave_out=task.place)
     start = None if task.labels is None else read_labels(task.labels, files.names)
     if start is not None:
-        if n_clusters not in (None, start.n_clusters):
-            raise ValueError(f"-k is {n_clusters}, and {shown_path(task.labels)} has {start.n_clusters} clusters")
+        if task.n_clusters not in (None, start.n_clusters):
+            raise ValueError(f"-k is {n_clusters}, and {shown_path(str(task.labels))} has {start.n_clusters} clusters")
         n_clusters = start.n_clusters
         names = {**start.names, **names}
     if isinstance(n_clusters, int):
-        check_names(names, n_clusters, task.names)
+        check_names(names, n_clusters, task.names or task.labels)
     check_number(n_clusters, files)
     out = OutputFolder(task.place, console)
     out.check_free([LABELS_FILE, PARQUET_FILE, SUMMARY_FILE, MODEL_FOLDER, REPORT_FILE])
     images = read_for_fit(request, files, out, console)
     check_number(n_clusters, images.files)
     if start is not None:
-        _tell_of_labels(start, task.labels, console)
+        _tell_of_labels(start, str(task.labels), console)
         init = start.labels[images.rows]
     read = time.monotonic()
     model = fit(request, images, n_clusters, out, console, init=init)
@@ -136,7 +140,7 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
 
     found = {cluster: name for cluster, name in names.items() if cluster < len(model.cluster_centers_)}
     if len(found) < len(names):  # how many there are was left open
-        console.warn(f"{shown_path(task.names)} names clusters that were not found")
+        console.warn(f"{shown_path(str(task.names or task.labels))} names clusters that were not found")
         names = found
     table = _write(model, images, out, names, console)
     out.clear_layout()
@@ -256,7 +260,7 @@ def _in_words(summary: Mapping[str, Any], place: Path) -> str:
     return "\n".join(lines)
 
 
-def _tell_of_labels(start: Any, path: Path, console: Console) -> None:
+def _tell_of_labels(start: Any, path: str, console: Console) -> None:
     if start.n_missing:
         console.warn(f"{shown_path(path)} does not name {start.n_missing:,} of the images: they start anywhere")
     if start.n_others:

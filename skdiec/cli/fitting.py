@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from skdiec.cli.console import Console, StageProgress, command_line, shown_path
 from skdiec.cli.output import WORK_FOLDER, OutputFolder, default_output
@@ -48,12 +48,12 @@ class Request:
     minutes: float
     epochs: int | None
     image_shape: tuple[int, ...] | None
-    value_range: tuple[float, ...] | None
+    value_range: tuple[float, float] | None
     seed: int
     device: str | None
 
 
-def check_number(n_clusters: int | str, files: Files) -> None:
+def check_number(n_clusters: int | Literal["auto"], files: Files) -> None:
     """Raise ValueError for more clusters than there are images.
 
     Parameters
@@ -97,7 +97,12 @@ def read_for_fit(request: Request, files: Files, out: OutputFolder, console: Con
 
 
 def fit(
-    request: Request, images: Images, n_clusters: int | str, out: OutputFolder, console: Console, **parameters: Any
+    request: Request,
+    images: Images,
+    n_clusters: int | Literal["auto"],
+    out: OutputFolder,
+    console: Console,
+    **parameters: Any,
 ) -> DiffusionEmbeddedClustering:
     """Fit an estimator, whose unfinished work is kept.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -42,8 +42,10 @@ Names = Annotated[Path | None, typer.Option(metavar="CSV", help="File with the c
 
 DEFAULT_MINUTES = 5.0
 
+_Number = TypeVar("_Number", int, float)
 
-def numbers(name: str, text: str | None, kind: type[int] | type[float] = int) -> tuple[float, ...] | None:
+
+def numbers(name: str, text: str | None, kind: type[_Number]) -> tuple[_Number, ...] | None:
     """Return the numbers in the text of an option.
 
     Parameters
@@ -72,7 +74,32 @@ def numbers(name: str, text: str | None, kind: type[int] | type[float] = int) ->
         raise ValueError(f"--{name} must be {word} with commas between; got {text!r}") from error
 
 
-def number_of_clusters(text: str | None) -> int | str:
+def limits(name: str, text: str | None) -> tuple[float, float] | None:
+    """Return the two numbers in the text of an option.
+
+    Parameters
+    ----------
+    name : str
+        Of the option, for the message.
+    text : str or None
+        With a comma between.
+
+    Returns
+    -------
+    tuple or None
+
+    Raises
+    ------
+    ValueError
+        Where they are not two numbers.
+    """
+    found = numbers(name, text, float)
+    if found is not None and len(found) != 2:
+        raise ValueError(f"--{name} must be two numbers with a comma between; got {text!r}")
+    return None if found is None else (found[0], found[1])
+
+
+def number_of_clusters(text: str | None) -> int | Literal["auto"]:
     """Return what ``-k`` says.
 
     Parameters

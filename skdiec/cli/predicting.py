@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skdiec.cli.console import Console, command, show, show_json
-from skdiec.cli.options import AsJson, Device, Folder, Model, Names, Overwrite, Quiet, ValueRange, numbers
+from skdiec.cli.options import AsJson, Device, Folder, Model, Names, Overwrite, Quiet, ValueRange, limits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def predict(
         console.say("loading the model")
         fitted = load_model(model)
         check_names(found, len(fitted.cluster_centers_), names)
-        levels = file_range(fitted, files, numbers("value-range", value_range, float))
+        levels = file_range(fitted, files, limits("value-range", value_range))
         images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
         fitted.set_params(channel_axis=1, image_shape=None, value_range=levels, device=device)
         embedding = _embed(fitted, images.pixels, console)
@@ -65,8 +65,8 @@ def predict(
 
 
 def file_range(
-    model: DiffusionEmbeddedClustering, files: Files, stated: tuple[float, ...] | None
-) -> tuple[float, ...] | None:
+    model: DiffusionEmbeddedClustering, files: Files, stated: tuple[float, float] | None
+) -> tuple[float, float] | None:
     """Return what black and white are in files for a model.
 
     Parameters

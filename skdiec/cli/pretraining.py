@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from skdiec.cli.console import command
-from skdiec.cli.options import numbers
+from skdiec.cli.options import limits, numbers
 from skdiec.datasets import DATASETS, load_dataset
 
 CHECKSUM_FILE = "SHA256SUMS"
@@ -53,22 +53,23 @@ def pretrain(
     with command(quiet, goes_on=lambda: _goes_on(folder)):
         from skdiec.backbones import pretrain as train_backbone
 
-        settings = {
+        settings: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "architecture": architecture,
-            "channels": numbers("channels", channels),
+            "channels": numbers("channels", channels, int),
             "layers_per_block": layers_per_block,
             "patch_size": patch_size,
             "max_timestep": max_timestep,
-            "image_shape": numbers("image-shape", image_shape),
-            "value_range": numbers("value-range", value_range, float),
+            "image_shape": numbers("image-shape", image_shape, int),
+            "value_range": limits("value-range", value_range),
+            "dtype": dtype,
             "device": device,
         }
         given = {name: value for name, value in settings.items() if value is not None}
         X = load_dataset(images, data).images if _is_dataset(images, data) else images
-        recipe = train_backbone(X, folder, dtype=dtype, random_state=seed, verbose=not quiet, **given).recipe
+        recipe = train_backbone(X, folder, random_state=seed, verbose=not quiet, **given).recipe
         typer.echo(_write_checksum(folder))
         typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
 

@@ -21,6 +21,7 @@ from skdiec.cli.options import (
     Quiet,
     Seed,
     ValueRange,
+    limits,
     number_of_clusters,
     numbers,
 )
@@ -51,7 +52,7 @@ def search(
     """Score the representations (layer, timestep, pooling), without training the head. skdiec cluster goes on here."""
     with command(quiet, goes_on=lambda: goes_on(folder, out)) as console:
         place = out or default_output(folder)
-        shape, levels = numbers("image-shape", image_shape), numbers("value-range", value_range, float)
+        shape, levels = numbers("image-shape", image_shape, int), limits("value-range", value_range)
         request = Request(backbone, minutes, epochs, shape, levels, seed, device)
         n_clusters = number_of_clusters(k)
         from skdiec.cli.reading import find_files
@@ -79,8 +80,8 @@ def _score_table(result: SearchResult) -> dict[str, list[Any]]:
 
     scores = {name: values for name, values in result.scores.items() if name != result.criterion}
     scores = {result.criterion: result.scores[result.criterion], **scores}
-    places = np.argwhere(np.isfinite(scores[result.criterion]))
-    places = sorted(places.tolist(), key=lambda place: -scores[result.criterion][tuple(place)])
+    finite = np.argwhere(np.isfinite(scores[result.criterion]))
+    places = sorted(finite.tolist(), key=lambda place: -scores[result.criterion][tuple(place)])
     return {
         "layer": [result.layers[place[0]] for place in places],
         "timestep": [result.timesteps[place[1]] for place in places],

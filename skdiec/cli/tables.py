@@ -176,20 +176,20 @@ def read_names(path: Path) -> dict[int, str]:
     return names
 
 
-def check_names(names: Mapping[int, str], n_clusters: int, path: Path) -> None:
+def check_names(names: Mapping[int, str], n_clusters: int, path: Path | None) -> None:
     """Raise ValueError for names of clusters that there are not.
 
     Parameters
     ----------
     names : mapping of int to str
     n_clusters : int
-    path : Path
-        Whence they are.
+    path : Path or None
+        Whence they are; None where there are none.
     """
     unknown = sorted(cluster for cluster in names if cluster >= n_clusters)
     if unknown:
         raise ValueError(
-            f"{shown_path(path)} names cluster {unknown[0]}; there are {n_clusters}, from 0 to {n_clusters - 1}"
+            f"{shown_path(str(path))} names cluster {unknown[0]}; there are {n_clusters}, from 0 to {n_clusters - 1}"
         )
 
 

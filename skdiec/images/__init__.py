@@ -126,13 +126,15 @@ def as_image_source(
     shape, shape_is_channels_last = checked_image_shape(image_shape, channel_axis)
     X = unpack(X)
     # Two numbers are the size: the files tell their channels.
-    sides = shape[1:] if image_shape is not None and len(image_shape) == 2 else shape
+    sides: tuple[int, ...] | None = shape
+    if shape is not None and image_shape is not None and len(image_shape) == 2:
+        sides = shape[1:]
     if isinstance(X, Pictures):
         return picture_images(X, sides, value_range, file_shape, like)
     if is_paths(X):
         return file_images(as_paths(X), sides, value_range, file_shape, like)
     array = as_array(X)
-    if shape is not None and len(sides) == 2 and array.ndim == 4:
+    if shape is not None and sides is not None and len(sides) == 2 and array.ndim == 4:
         shape = _with_channels(array.shape, shape)
     return as_array_images(array, shape, shape_is_channels_last, channel_axis, value_range, like)
 

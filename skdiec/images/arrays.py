@@ -178,7 +178,7 @@ def _table_value_range(low: float, high: float) -> tuple[float, float]:
 
 
 def _array_shape(
-    array: NDArray, shape: tuple[int, int, int] | None, channel_axis: int | None
+    array: NDArray | LazyArray, shape: tuple[int, int, int] | None, channel_axis: int | None
 ) -> tuple[tuple[int, int, int], bool]:
     """Return ``(channels, height, width)`` of an array's images, and whether the channels come last."""
     if array.ndim == 3:

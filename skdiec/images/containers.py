@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -133,7 +133,7 @@ class Pictures(Sequence):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, row: int) -> Image.Image:
+    def __getitem__(self, row: int) -> Image.Image:  # type: ignore[override] # no slices are taken
         item = self._items[row]
         if not isinstance(item, Image.Image):
             raise ValueError(f"item {row} of X is of type {_name(item)}, but item 0 is a PIL image")
@@ -150,7 +150,7 @@ class _Records(Sequence):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, row: int) -> Any:
+    def __getitem__(self, row: int) -> Any:  # type: ignore[override] # no slices are taken
         item = self._dataset[row]
         return _image_of(item, row) if self._column is None else item[self._column]
 
@@ -218,7 +218,7 @@ def is_rows(X: Any) -> bool:
     return _has(X, "columns") or (isinstance(X, np.ndarray) and X.ndim == 2)
 
 
-def is_paths(X: Any) -> bool:
+def is_paths(X: Any) -> TypeGuard[str | os.PathLike | list[str | os.PathLike]]:
     """Tell whether X, as it was unpacked, is a folder or a list of paths."""
     return isinstance(X, (str, os.PathLike)) or (isinstance(X, list) and len(X) > 0 and _kind(X[0]) == _PATH)
 

@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from PIL import ImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
 
 BY_CONTENT = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Formats of Pillow that are found by their content, so that wrong suffixes do no harm."""
@@ -92,10 +96,12 @@ def image_kind(image: Image.Image) -> ImageKind:
     if _is_pending(image) and image.format == "TIFF":
         _check_tiff(image)
         # The size in the file: Pillow's own may be that of the upright image already.
-        width, height = image.tag_v2[256], image.tag_v2[257]
+        tags = _tags(image)
+        width, height = tags[256], tags[257]
     size = (width, height) if _orientation(image) >= 5 else (height, width)
     has_pages = getattr(image, "is_animated", False) and image.format not in _LAYERED_FORMATS
-    return ImageKind(1 if grey else 3, size, np.dtype(dtype), image.n_frames if has_pages else 1, is_cut)
+    pages = getattr(image, "n_frames", 1) if has_pages else 1
+    return ImageKind(1 if grey else 3, size, np.dtype(dtype), pages, is_cut)
 
 
 def decode_image(image: Image.Image, shape: tuple[int, int, int], value_range: tuple[float, float]) -> NDArray:
@@ -152,7 +158,8 @@ def _decoded(
     area = (0.0, 0.0, *image.size) if drafted is None else _upright_area(image.size, drafted, orientation)
     pixels = np.asarray(_fitted(image, shape, area), dtype=np.uint8)
     if image.size != (shape[2], shape[1]):  # bicubic weights overshoot at edges
-        pixels = pixels.clip(*(np.uint8(_within(value, np.uint8)) for value in value_range))
+        low, high = (np.uint8(_within(value, np.uint8)) for value in value_range)
+        pixels = pixels.clip(low, high)
     pixels = pixels[None] if shape[0] == 1 else np.moveaxis(pixels, -1, 0)
     return pixels.astype(np.uint16) * 257 if kind.is_cut else pixels
 
@@ -262,7 +269,7 @@ def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _is_pending(image: Image.Image) -> bool:
+def _is_pending(image: Image.Image) -> TypeGuard[ImageFile.ImageFile]:
     """Tell whether an image's pixels are still in its file."""
     return bool(getattr(image, "tile", None))
 
@@ -276,18 +283,24 @@ def _raw_layout(image: Image.Image) -> str:
     return layout if isinstance(layout, str) else ""
 
 
+def _tags(image: Image.Image) -> Any:
+    """Return the tags of a TIFF file, by their numbers."""
+    return cast("TiffImageFile", image).tag_v2
+
+
 def _check_tiff(image: Image.Image) -> None:
     """Raise ValueError for pixels of a TIFF file that Pillow reads as others than they are."""
-    bits, kinds = (np.max(image.tag_v2.get(tag, 1)) for tag in (258, 339))
+    tags = _tags(image)
+    bits, kinds = (np.max(tags.get(tag, 1)) for tag in (258, 339))
     if kinds == 2 and bits <= 8:
         raise ValueError("it has signed values of 8 bits, which Pillow reads as unsigned: convert it")
-    if image.tag_v2.get(262) == 0 and bits > 8:
+    if tags.get(262) == 0 and bits > 8:
         raise ValueError("it has more than 8 bits with white as 0, which Pillow reads as black: convert it")
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the orientation tag, 1 to 8; 5 to 8 swap the sides."""
-    if image.format == "PNG" and _is_pending(image) and not _has_late_exif(image.fp):
+    if image.format == "PNG" and _is_pending(image) and not _has_late_exif(cast("BinaryIO", image.fp)):
         exif = Image.Image.getexif(image)  # Pillow's PNG images would decode all pixels to get at what may follow them
     else:
         exif = image.getexif()
@@ -367,7 +380,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    return cast("Image.Image", ImageCms.profileToProfile(image, *profiles, outputMode="RGB"))  # None if in place
 
 
 def _deep_pixels(values: NDArray, key: Any, shape: tuple[int, int, int], value_range: tuple[float, float]) -> NDArray:
@@ -380,7 +393,8 @@ def _deep_pixels(values: NDArray, key: Any, shape: tuple[int, int, int], value_r
         # Pillow scales floats of 32 bits; bicubic weights overshoot at edges.
         image = Image.fromarray(values.astype(np.float32))
         scaled = np.asarray(_fitted(image, shape, (0.0, 0.0, *image.size)), dtype=np.float64)
-        scaled = scaled.clip(*(_within(value, values.dtype) for value in value_range))
+        low, high = (_within(value, values.dtype) for value in value_range)
+        scaled = scaled.clip(low, high)
         values = (scaled if values.dtype.kind == "f" else np.rint(scaled)).astype(values.dtype)
     return np.broadcast_to(values, shape)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -158,7 +158,8 @@ def _files_of(folder: Path) -> list[Path]:
     read: set[str] = set()
     # With the real path of each. Links come last: a folder that has a name of its own is read under that.
     root = os.path.realpath(folder)
-    pending, links = [(str(folder), root)], []
+    pending = [(str(folder), root)]
+    links: list[str] = []
     while pending or links:
         if pending:
             path, real = pending.pop()
@@ -234,7 +235,7 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _kinds(paths: Sequence[Path]) -> Iterator[ImageKind]:
+def _kinds(paths: Sequence[Path]) -> Generator[ImageKind]:
     """Yield what the header of each file says, and log the progress where it takes long."""
     readable_suffixes()  # Pillow's formats are to be known before threads ask for them
     told = time.monotonic() + QUIET_SECONDS - PROGRESS_SECONDS

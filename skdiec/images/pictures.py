@@ -198,11 +198,11 @@ def common_format(
             )
     if image_shape is None:
         (image_shape,) = first_of_size
-    if len(image_shape) == 2:
-        image_shape = (1 if is_grey else 3, *image_shape)
+    *stated, height, width = image_shape
+    (channels,) = stated or [1 if is_grey else 3]
     dtype = np.result_type(*first_of_type)
     black_and_white = _checked_range(value_range, first_of_type, name_of, extent_of, like)
-    found = ImageFormat(image_shape, black_and_white, kind=value_kind(dtype))
+    found = ImageFormat((channels, height, width), black_and_white, kind=value_kind(dtype))
     if like is not None:
         like.check_later(found, f"images of dtype {dtype}", is_stated=value_range is not None)
     if pages:
@@ -229,8 +229,8 @@ def _checked_range(
             return like.value_range if like is not None and like.kind == "uint8" else (0.0, 255.0)
         if value_range[1] > 256:
             raise ValueError(
-                f"value_range is ({value_range[0]:g}, {value_range[1]:g}), but images such as {name_of(flat)} have "
-                "8 bits: 0 to 255"
+                f"value_range is ({value_range[0]:g}, {value_range[1]:g}), but images such as "
+                f"{name_of(first_of_type[np.dtype(np.uint8)])} have 8 bits: 0 to 255"
             )
         return value_range
     dtype, row = deep

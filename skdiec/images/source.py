@@ -157,7 +157,7 @@ def thumbnails(source: ImageSource, max_side: int = 16) -> NDArray[np.float32]:
     result = np.empty((len(source), channels * sides[0] * sides[1]), dtype=np.float32)
     rows = max(1, BLOCK_BYTES // (4 * channels * height * width))
     for start in range(0, len(source), rows):
-        images = source.read(slice(start, start + rows))
+        images: NDArray[np.floating] = source.read(slice(start, start + rows))
         for axis, (side, length) in enumerate(zip(sides, (height, width), strict=True), start=2):
             bounds = np.arange(side) * length // side
             sizes = np.diff(np.append(bounds, length)).reshape((-1, 1) if axis == 2 else (-1,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,7 @@ from skdiec.plotting.common import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
 
     from skdiec._estimator import DiffusionEmbeddedClustering
 
@@ -90,7 +91,7 @@ class EmbeddingDisplay:
         labels: ArrayLike,
         *,
         epochs: Sequence[int] | None = None,
-        method: str = "tsne",
+        method: Literal["tsne", "umap", "pca"] = "tsne",
     ) -> None:
         self.points = points
         self.labels = labels
@@ -103,7 +104,7 @@ class EmbeddingDisplay:
         estimator: DiffusionEmbeddedClustering,
         *,
         labels: ArrayLike | None = None,
-        method: str = "tsne",
+        method: Literal["tsne", "umap", "pca"] = "tsne",
         max_samples: int = 2000,
         random_state: int | np.random.RandomState | None = None,
         legend: bool = True,
@@ -160,7 +161,7 @@ class EmbeddingDisplay:
         *,
         epochs: Sequence[int] | None = None,
         labels: ArrayLike | None = None,
-        method: str = "pca",
+        method: Literal["pca", "umap", "tsne"] = "pca",
         max_samples: int = 500,
         random_state: int | np.random.RandomState | None = None,
         legend: bool = True,
@@ -251,8 +252,9 @@ class EmbeddingDisplay:
         EmbeddingDisplay
         """
         check_matplotlib(f"{type(self).__name__}.plot")
+        self.ax_: Any
         if self.epochs is None:
-            self.figure_, self.ax_ = axes_or_new(ax, (6, 5))
+            self.figure_, self.ax_ = axes_or_new(cast("Axes | None", ax), (6, 5))
             panels = [self.ax_]
         else:
             self.figure_, self.ax_ = _row_of_axes(ax, len(self.epochs))
@@ -268,7 +270,7 @@ class EmbeddingDisplay:
             **(scatter_kw or {}),
         }
         limits = _square_around(points)
-        scatters = []
+        scatters: list[list[PathCollection]] = []
         for panel, layer in zip(panels, points, strict=True):
             scatters.append([])
             for code, (name, style) in enumerate(zip(names, styles, strict=True)):
@@ -284,8 +286,17 @@ class EmbeddingDisplay:
         self.legend_ = None
         if legend and len(names) <= len(colors()) * len(MARKERS):
             n_rows = max(1, int(size_in_inches(panels[-1])[1] / _LEGEND_ROW))
-            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": math.ceil(len(names) / n_rows)}
-            tight = {"fontsize": "small", "handletextpad": 0.1, "labelspacing": 0.25, "columnspacing": 0.8}
+            beside: dict[str, Any] = {
+                "loc": "center left",
+                "bbox_to_anchor": (1, 0.5),
+                "ncols": math.ceil(len(names) / n_rows),
+            }
+            tight: dict[str, Any] = {
+                "fontsize": "small",
+                "handletextpad": 0.1,
+                "labelspacing": 0.25,
+                "columnspacing": 0.8,
+            }
             self.legend_ = panels[-1].legend(frameon=False, **beside, **tight)
             for handle in self.legend_.legend_handles:
                 handle.set(sizes=[30], alpha=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +132,6 @@ class HistoryDisplay:
         self.changed_ax_.set_ylim(0, max(1.05 * float(changed.max()), 0.01))
         self.changed_ax_.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         handles = [*self.ax_.get_legend_handles_labels()[0], self.lines_["changed"]]
-        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 4, "borderaxespad": 0.2}
+        above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 4, "borderaxespad": 0.2}
         self.ax_.legend(handles=handles, frameon=False, **above)
         return self

@@ -174,7 +174,12 @@ class SearchDisplay:
         if self.chosen is not None:
             row, column = self.chosen
             # White with a black edge: seen on every colour of the map.
-            style = {"marker": "*", "markersize": 15, "markerfacecolor": "white", "markeredgecolor": "black"}
+            style: dict[str, Any] = {
+                "marker": "*",
+                "markersize": 15,
+                "markerfacecolor": "white",
+                "markeredgecolor": "black",
+            }
             (self.mark_,) = self.ax_.plot([column], [row], linestyle="none", label="chosen", **style)
             handles.append(self.mark_)
         if np.isnan(self.scores).any():
@@ -184,13 +189,13 @@ class SearchDisplay:
             self.ax_.patch.set(hatch="////", edgecolor=MIDDLE_GREY, linewidth=0)
             handles.append(Patch(hatch="////", facecolor="none", edgecolor=MIDDLE_GREY, label="not scored"))
         if handles:
-            above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "borderaxespad": 0.2}
+            above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "borderaxespad": 0.2}
             self.ax_.legend(handles=handles, frameon=False, **above)
         across, down = size_in_inches(self.ax_)
         longest = max(len(str(timestep)) for timestep in self.timesteps)
         columns = every_nth(n_timesteps, across, 0.1 * (longest + 1))
         rows = every_nth(n_layers, down, 0.17)
-        self.ax_.set_xticks(columns, [self.timesteps[column] for column in columns])
+        self.ax_.set_xticks(columns, [str(self.timesteps[column]) for column in columns])
         self.ax_.set_yticks(rows, [self.layers[row] for row in rows])
         self.ax_.set_xlabel("timestep")
         self.ax_.set_ylabel("layer" if self.pooling is None else f"layer (pooling {self.pooling})")

@@ -123,7 +123,7 @@ class TreeDisplay:
         link_colors = [
             MIDDLE_GREY if cluster is None else cluster_style(cluster)[0] for cluster in self._link_clusters()
         ]
-        self.links_ = LineCollection(paths, colors=link_colors, linewidths=1.5)
+        self.links_ = LineCollection(list(paths), colors=link_colors, linewidths=1.5)
         self.ax_.add_collection(self.links_, autolim=False)
         heights = self.linkage[:, 2] if n_leaves > 1 else np.array([0.0, 1.0])
         lowest, spread = float(heights.min()), float(np.ptp(heights)) or 1.0

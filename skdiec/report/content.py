@@ -94,7 +94,7 @@ def gather(
     levels, sketches = _thumbnails(model, source, members, far[:_MAX_FAR])
     logger.info("report: near-duplicates")
     alike = alike_images(model.embedding_, model.labels_, model.fine_labels_, sketches)
-    data = {
+    data: dict[str, Any] = {
         "title": title,
         "n": len(source),
         "clusters": len(model.cluster_centers_),
@@ -237,7 +237,7 @@ def _numbers(values: NDArray) -> Any:
     """Return numbers in nested lists, rounded, and None for what is not finite."""
     if np.ndim(values):
         return [_numbers(value) for value in values]
-    return _rounded(values)
+    return _rounded(float(values))
 
 
 def _rounded(value: float) -> float | None:

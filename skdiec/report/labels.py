@@ -113,11 +113,11 @@ def _in_order(
     if not is_paths(X):
         raise ValueError(f"X must be a folder or a sequence of paths, or None for images of an array; got {shown(X)}")
     files = as_paths(X)
-    is_folder = isinstance(X, (str, os.PathLike))
+    folder = X if isinstance(X, (str, os.PathLike)) else None
     places = dict(zip(rows, clusters.tolist(), strict=True))
     found = np.full(len(files), -1, dtype=np.int64)
     used = set()
-    spellings = [map(str, files), short_names(files), *([short_names(files, X)] if is_folder else [])]
+    spellings = [map(str, files), short_names(files), *([] if folder is None else [short_names(files, folder)])]
     for row, names in enumerate(zip(*spellings, strict=True)):
         name = next((name for name in names if name in places), None)
         if name is not None:

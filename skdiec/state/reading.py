@@ -173,8 +173,9 @@ def _expected(fields: Fields) -> dict[str, Expected]:
     stages = search.values["stages"]
     if not isinstance(stages, list) or not stages:
         raise ValueError(f"{search.where}: stages must be a list of the search's stages; got {shown(stages)}")
+    by_number = Fields({str(number): stage for number, stage in enumerate(stages)}, f"{search.where}.stages")
     for number in range(len(stages)):
-        stage = _part(Fields(dict(enumerate(stages)), f"{search.where}.stages"), number, _STAGE)  # type: ignore[arg-type]
+        stage = _part(by_number, str(number), _STAGE)
         scores = _strings(stage, "scores")
         if not {"scott", search.values["criterion"]} <= set(scores):
             raise ValueError(f"{stage.where}: scores must have 'scott' and the criterion; got {shown(scores)}")
@@ -218,7 +219,7 @@ def _decoded_state(fields: Fields, arrays: dict[str, NDArray], where: str) -> di
     if not low < high:
         raise ValueError(f"{formatted.where}: value_range must have the lower value first; got {(low, high)}")
     image_format = ImageFormat(
-        formatted.integers("shape", 1, 2**28, range(3, 4)),
+        formatted.shape("shape", 2**28),
         (low, high),
         formatted.choice("is_table", (True, False)),
         formatted.choice("kind", ("uint8", "bool", "integer", "float", None)),
@@ -307,7 +308,7 @@ def _check_arrays(arrays: Mapping[str, NDArray], n_clusters: int, where: str) ->
 
 
 def _decoded_search(search: Fields, arrays: Mapping[str, NDArray], where: str) -> SearchResult:
-    axes = _axes(search)
+    axes = layers, timesteps, poolings = _axes(search)
     sizes = tuple(map(len, axes))
 
     def cell(position: Sequence[int]) -> Cell:
@@ -333,7 +334,7 @@ def _decoded_search(search: Fields, arrays: Mapping[str, NDArray], where: str) -
     best = search.integers("best", 0, max(sizes) - 1, range(3, 4))
     if any(index >= size for index, size in zip(best, sizes, strict=True)):
         raise ValueError(f"{search.where}: best must be a position in a grid of {sizes}; got {best}")
-    return SearchResult(cell(best), *axes, search.values["criterion"], tuple(stages))
+    return SearchResult(cell(best), layers, timesteps, poolings, search.values["criterion"], tuple(stages))
 
 
 def _unpacked(name: str, arrays: Mapping[str, NDArray], count: int, where: str) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -102,7 +102,8 @@ def _encoded(value: Any, name: str, arrays: dict[str, NDArray]) -> Any:
         return {"dict": {key: _encoded(item, f"{name}.{key}", arrays) for key, item in value.items()}}
     if PARAMETER_CLASSES.get(type(value).__name__) is type(value):
         parameters = {
-            key: _encoded(item, f"{name}.{key}", arrays) for key, item in value.get_params(deep=False).items()
+            key: _encoded(item, f"{name}.{key}", arrays)
+            for key, item in cast("Any", value).get_params(deep=False).items()
         }
         return {"object": {"class": type(value).__name__, "parameters": parameters}}
     if hasattr(value, "__array__"):  # of numpy, torch or pandas

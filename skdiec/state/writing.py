@@ -116,7 +116,7 @@ def _encoded_state(model: Any, arrays: dict[str, NDArray]) -> dict[str, Any]:
     if embedding.head is not None:
         arrays.update({f"head.{name}": tensor.numpy() for name, tensor in embedding.head.state_dict().items()})
     arrays.update({f"history_.{name}": array for name, array in model.history_.items()})
-    texts = {"files_": None, "feature_names_in_": None}
+    texts: dict[str, int | None] = {"files_": None, "feature_names_in_": None}
     if hasattr(model, "files_"):
         texts["files_"] = _packed("files_", map(str, model.files_), arrays)
     if hasattr(model, "feature_names_in_"):
