@@ -401,7 +401,7 @@ def test_history_of_the_embedding_has_a_panel_for_each_epoch_on_the_axes_of_the_
 
 
 def test_history_of_the_embedding_is_of_chosen_epochs_and_some_images(make_model, images, monkeypatch):
-    monkeypatch.setattr("skdiec.training.SNAPSHOT_ROWS", 20)
+    monkeypatch.setattr("skdiec.training.records.SNAPSHOT_ROWS", 20)
     model = make_model(**KEPT).fit(images)
     ax = Figure().subplots(2)
     display = EmbeddingDisplay.from_history(

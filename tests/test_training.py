@@ -142,7 +142,7 @@ def test_head_adds_an_mlp_of_its_second_input():
 
 
 def test_projection_is_affine(monkeypatch):
-    monkeypatch.setattr(training, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr("skdiec.training.modules.BLOCK_ROWS", 7)
     rng = np.random.default_rng(0)
     features, mean, components = (
         rng.normal(size=(60, 5)).astype(np.float32),
@@ -164,7 +164,7 @@ def test_projection_is_affine(monkeypatch):
 
 
 def test_frozen_embedder_applies_its_head_to_the_features(monkeypatch):
-    monkeypatch.setattr(training, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr("skdiec.training.embedders.BLOCK_ROWS", 7)
     h = blobs()
     embedder = frozen(h)
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_denoising_loss_is_weighted_and_left_out_at_weight_zero(monkeypatch):
 
 
 def test_drift_is_the_loss_on_fixed_images_and_noise(monkeypatch, rng_untouched):
-    monkeypatch.setattr(training, "_DRIFT_IMAGES", 20)
+    monkeypatch.setattr("skdiec.training.embedders._DRIFT_IMAGES", 20)
     features = LinearFeatures(noise=1.0)
     embedder, _, _ = dual(features, denoising_weight=0.25, seed=5)
     generator = torch.Generator().manual_seed(5)
@@ -622,7 +622,7 @@ def test_states_near_the_lowest_cut_are_those_within_the_tolerance(share, best, 
     lowest, later = [0, 0, 0, 1, 1, 1, 2, 2, 2], [1, 0, 0, 1, 1, 1, 2, 2, 2]
     graph = sparse.csr_array(knn_graph(3 * np.eye(3)[lowest], 2) + 0.2 * (np.ones((9, 9)) - np.eye(9)))
     rise = balanced_cut(graph, later, 3) / balanced_cut(graph, lowest, 3) - 1
-    monkeypatch.setattr(training, "CUT_TOLERANCE", share * rise)
+    monkeypatch.setattr("skdiec.training.records.CUT_TOLERANCE", share * rise)
     embedder = Scripted([lowest, later])
     assert run_script(embedder, 2, graph, warmup_epochs=9).best_epoch == best == embedder.module.epoch
 
@@ -805,13 +805,13 @@ def test_snapshots_are_embeddings_of_evenly_spaced_epochs(max_epochs, n_snapshot
 
 def test_snapshots_of_long_trainings_are_few_at_all_times(monkeypatch):
     held = []
-    record = training._Snapshots.record
+    record = training.Snapshots.record
 
     def watched(snapshots, epoch, z):
         record(snapshots, epoch, z)
         held.append(len(snapshots._kept))
 
-    monkeypatch.setattr(training._Snapshots, "record", watched)
+    monkeypatch.setattr(training.Snapshots, "record", watched)
     result = run_script(Scripted([CLASSES]), 200, n_snapshots=5)
     assert max(held) <= 21
     assert len(held) == 201
@@ -830,7 +830,7 @@ def test_last_snapshot_is_the_end_wherever_that_is():
 
 
 def test_snapshots_are_of_rows_drawn_by_the_seed(monkeypatch):
-    monkeypatch.setattr(training, "SNAPSHOT_ROWS", 7)
+    monkeypatch.setattr("skdiec.training.records.SNAPSHOT_ROWS", 7)
     h, drawn = blobs().astype(np.float32), []
     for seed in (0, 0, 1):
         result = train(frozen(h), knn_graph(h, 4), CLASSES, 3, TrainingConfig(max_epochs=1, n_snapshots=2, seed=seed))
@@ -876,7 +876,7 @@ def fitted():
 
 
 def test_model_embeds_frozen_and_trained_features(fitted, monkeypatch):
-    monkeypatch.setattr(training, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr("skdiec.training.modules.BLOCK_ROWS", 7)
     model, head, (frozen_features, trained), (h0, h) = fitted()
     for found, expected in [
         (model.embed(frozen_features), head(h0, h0)),
@@ -890,7 +890,7 @@ def test_model_embeds_frozen_and_trained_features(fitted, monkeypatch):
 
 
 def test_model_assigns_by_the_kernel_in_double_precision(fitted, monkeypatch):
-    monkeypatch.setattr(training, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr("skdiec.training.modules.BLOCK_ROWS", 7)
     model, _, (features, _), _ = fitted()
     z = model.embed(features)
     found = model.assign(z)
