@@ -15,6 +15,7 @@ from skdiec.backbones.adapting import fold, unfold
 from skdiec.backbones.base import Parts, rounded
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder
+from skdiec.backbones.models import config_of
 from skdiec.backbones.networks import MAX_SIDE
 from skdiec.backbones.pixel import last_timestep
 from skdiec.backbones.repository import Index
@@ -72,7 +73,7 @@ class PixelTransformerBackbone(TokenMaps):
                 raise ValueError(f"{name} is not for {cls.title}; got {shown(getattr(parts, name))}")
         recipe = dict(parts.record)
         shape = recipe.pop("image_shape", None)
-        channels = parts.network.config.in_channels
+        channels = config_of(parts.network).in_channels
         if shape is None and channels not in (1, 3):
             raise ValueError(
                 f"a DiT of {channels} channels without an autoencoder: whether these are of pixels or of latents is "
@@ -95,10 +96,11 @@ class PixelTransformerBackbone(TokenMaps):
         channels = config.integer("in_channels", 1, 2**16)
         if config.values["out_channels"] is not None:
             config.choice("out_channels", (channels, 2 * channels))  # twice as many where variances are learned too
-        recipe = Fields({**(recipe or {}), "image_shape": image_shape}, _RECIPE)
+        fields = Fields({**(recipe or {}), "image_shape": image_shape}, _RECIPE)
         image_shape = (channels, size, size)
-        if recipe.values["image_shape"] is not None:
-            image_shape = recipe.integers("image_shape", 1, MAX_SIDE, range(3, 4))
+        if fields.values["image_shape"] is not None:
+            found, height, width = fields.integers("image_shape", 1, MAX_SIDE, range(3, 4))
+            image_shape = (found, height, width)
         height, width = (patch_size * math.ceil(side / patch_size) for side in image_shape[1:])
         if image_shape[0] != channels or max(height, width) != patch_size * math.ceil(size / patch_size):
             raise ValueError(
@@ -106,8 +108,8 @@ class PixelTransformerBackbone(TokenMaps):
                 f"channels whose longer side, in whole patches of {patch_size}, is {size}"
             )
         super().__init__(network, scheduler, image_shape=image_shape, input_shape=(channels, height, width))
-        self.recipe = {name: value for name, value in recipe.values.items() if name != "image_shape"}
-        last_timestep(recipe, self.num_train_timesteps - 1)
+        self.recipe = {name: value for name, value in fields.values.items() if name != "image_shape"}
+        last_timestep(fields, self.num_train_timesteps - 1)
         self._set_parts({self.network_part: network})
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:

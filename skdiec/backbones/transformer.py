@@ -49,7 +49,7 @@ class TokenMaps(Backbone):
 
     def _side_multiple(self, network: nn.Module) -> int:
         """Return what sides of the network's input must be multiples of."""
-        return int(network.config.patch_size)
+        return int(config_of(network).patch_size)
 
 
 class TransformerBackbone(TokenMaps, LatentBackbone):
