@@ -1,11 +1,11 @@
 """Compare a transformer with the U-Net: which representations are best, and what does the clustering reach?
 
 The paper asks whether its choice of layer and timestep carries over from U-Nets to transformers. Here both are trained
-by `pretrain` on the same images: for as many seconds of one thread, and, where these show them other numbers of
-images, the transformer also on as many images as the U-Net has seen. Then every cell of the search (blocks x timesteps
-x poolings) gets the values of the search's criteria, and the accuracy that its own partition reaches; and the estimator
-is fitted. Labels evaluate alone. Seconds are those of the processor, so that others on the machine cost nobody images.
-A run that was stopped goes on where it was.
+by `pretrain` on the same images: for as many seconds of one thread, and the transformer also on as many images as the
+U-Net has seen in them: for longer on USPS, by larger patches on MNIST. Then every cell of the search (blocks x
+timesteps x poolings) gets the values of the search's criteria, and the accuracy that its own partition reaches; and the
+estimator is fitted. Labels evaluate alone. Seconds are those of the processor, so that others on the machine cost
+nobody images. A run that was stopped goes on where it was.
 
     OMP_NUM_THREADS=1 python benchmarks/architectures.py --data FOLDER --seeds 1
 """
@@ -52,11 +52,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What departs from the defaults of `pretrain`. The learning rate was the better of two, by the loss on USPS."""
 
-RUNS = {
-    "usps": (UNET, TRANSFORMER, SAME_IMAGES),
-    "mnist": (UNET, TRANSFORMER, LARGE_PATCHES, SAME_IMAGES),
-}
-"""What is trained."""
+RUNS = {"usps": (UNET, TRANSFORMER, SAME_IMAGES), "mnist": (UNET, TRANSFORMER, LARGE_PATCHES)}
+"""What is trained. With patches of 4, the transformer sees as many images of MNIST in the same time as the U-Net."""
 
 FIT = {"n_draws": 2, "shift": 0}
 """Departures of the fits from the estimator's defaults: less time for features, since networks are compared."""

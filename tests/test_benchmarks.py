@@ -73,7 +73,8 @@ def test_measured_functions_run_in_a_process_of_their_own(common):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablations", "criteria", "files", "fit", "partition", "pretraining", "report", "scale", "search"]
+    "name",
+    ["ablations", "architectures", "criteria", "files", "fit", "partition", "pretraining", "report", "scale", "search"],
 )
 def test_tables_are_made_of_the_measured_rows(benchmark, common, name):
     module = benchmark(name)

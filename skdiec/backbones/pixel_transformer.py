@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from skdiec.backbones.adapting import fold, unfold
 from skdiec.backbones.base import Parts, rounded
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder
+from skdiec.backbones.models import config_of
 from skdiec.backbones.networks import MAX_SIDE
 from skdiec.backbones.pixel import last_timestep
 from skdiec.backbones.repository import Index
@@ -72,7 +73,7 @@ class PixelTransformerBackbone(TokenMaps):
                 raise ValueError(f"{name} is not for {cls.title}; got {shown(getattr(parts, name))}")
         recipe = dict(parts.record)
         shape = recipe.pop("image_shape", None)
-        channels = cast("Any", parts.network).config.in_channels
+        channels = config_of(parts.network).in_channels
         if shape is None and channels not in (1, 3):
             raise ValueError(
                 f"a DiT of {channels} channels without an autoencoder: whether these are of pixels or of latents is "
@@ -98,7 +99,8 @@ class PixelTransformerBackbone(TokenMaps):
         fields = Fields({**(recipe or {}), "image_shape": image_shape}, _RECIPE)
         image_shape = (channels, size, size)
         if fields.values["image_shape"] is not None:
-            image_shape = fields.integers("image_shape", 1, MAX_SIDE, range(3, 4))
+            found, height, width = fields.integers("image_shape", 1, MAX_SIDE, range(3, 4))
+            image_shape = (found, height, width)
         height, width = (patch_size * math.ceil(side / patch_size) for side in image_shape[1:])
         if image_shape[0] != channels or max(height, width) != patch_size * math.ceil(size / patch_size):
             raise ValueError(

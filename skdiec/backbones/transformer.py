@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class TokenMaps(Backbone):
 
     def _side_multiple(self, network: nn.Module) -> int:
         """Return what sides of the network's input must be multiples of."""
-        return int(cast("Any", network).config.patch_size)
+        return int(config_of(network).patch_size)
 
 
 class TransformerBackbone(TokenMaps, LatentBackbone):

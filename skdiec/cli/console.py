@@ -97,8 +97,7 @@ class Console:
         -------
         context manager
         """
-        logger, handler = logging.getLogger(name), logging.Handler()
-        handler.emit = lambda record: self.say(record.getMessage())  # type: ignore[method-assign]
+        logger, handler = logging.getLogger(name), _Saying(self)
         level = logger.level
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -321,6 +320,17 @@ def _lines(text: str) -> Report:
             _write(tqdm.format_meter(done, total, now - started, rate=rate or None, prefix=text, bar_format=_LINE))
 
     return report
+
+
+class _Saying(logging.Handler):
+    """Has a console say what is logged."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.say(record.getMessage())
 
 
 def _is_stage(context: Any) -> bool:
