@@ -14,7 +14,19 @@ ROOT = PACKAGE.parent
 FLOORS = {
     "messages": -1,
     **dict.fromkeys(
-        ["_callbacks", "activations", "dec", "graph", "images", "metrics", "parallel", "seeding", "storage"], 0
+        [
+            "_callbacks",
+            "activations",
+            "csv_files",
+            "dec",
+            "graph",
+            "images",
+            "metrics",
+            "parallel",
+            "seeding",
+            "storage",
+        ],
+        0,
     ),
     "backbones": 1,
     "partition": 1,
@@ -45,6 +57,7 @@ LIBRARIES = {
     },
     "cli": {"PIL", "numpy", "pyarrow", "sklearn", "torch", "tqdm", "typer"},
     "cluster_number": {"numpy", "sklearn"},
+    "csv_files": set(),
     "datasets": {"PIL", "numpy", "sklearn"},
     "dec": {"torch"},
     "features": {"joblib", "numpy", "torch"},

@@ -253,8 +253,8 @@ def test_labels_may_be_names_in_a_file_of_a_spreadsheet(done, tmp_path):
     assert_array_equal(model.init, [1, 0] * 10 + [-1] * 4)
     rows = rows_of(tmp_path / "out" / LABELS_FILE)
     assert {(row["cluster"], row["name"]) for row in rows} == {("0", "ash"), ("1", "oak")}
-    assert "labels.csv does not name 4 of the images: they start anywhere" in result.stderr
-    assert "labels.csv names 1 images that are not there" in result.stderr
+    assert "labels.csv does not name 4 images: such images start where they are nearest" in result.stderr
+    assert "labels.csv names 1 that are not there, such as elsewhere.png" in result.stderr
 
 
 # What is broken, and what is refused
@@ -320,10 +320,18 @@ def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):
         (["-k", "3", "--minutes", "-1"], "max_minutes must be a number above 0, or None; got -1.0"),
         (["-k", "3", "--backbone", "nowhere"], "there is no folder 'nowhere'"),
         (["-k", "3", "--names", "{here}/four.csv"], "four.csv names cluster 3; there are 3, from 0 to 2"),
-        (["-k", "3", "--names", "{here}/none.csv"], "none.csv must have a column name"),
+        (
+            ["-k", "3", "--names", "{here}/none.csv"],
+            "--names must be a CSV file with the columns cluster and name; got {here}/none.csv",
+        ),
         (["-k", "3", "--names", "{here}/nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
+        (["-k", "3", "--names", "{here}/twice.csv"], "twice.csv, row 3: cluster 1 has two names, 'oak' and 'ash'"),
         (["-k", "3", "--labels", "{here}/two.csv"], "-k is 3, and "),
-        (["--labels", "{here}/none.csv"], "none.csv must have a column path"),
+        (["--labels", "{here}/nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
+        (
+            ["--labels", "{here}/none.csv"],
+            "--labels must be a CSV file with the columns path and cluster, or path and label; got",
+        ),
         (["-k", "3", "--out", "{here}"], "--out must be a folder that is new, empty or of earlier results; "),
         (["-k", "3", "--out", "{here}/two.csv"], "--out must be a folder; "),
     ],
@@ -332,13 +340,14 @@ def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_pat
     (tmp_path / "two.csv").write_text("path,cluster\n00.png,0\n01.png,1\n")
     (tmp_path / "four.csv").write_text("cluster,name\n3,oak\n")
     (tmp_path / "none.csv").write_text("cluster\n0\n")
+    (tmp_path / "twice.csv").write_text("Cluster; Name\n1;oak\n1.0;ash\n")
     before = content_of(tmp_path)
     options = [option.format(here=tmp_path) for option in options]
     if "--out" not in options:
         options += ["--out", str(tmp_path / "out")]
     result = run("cluster", done[0], "--quiet", *options)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert message in result.stderr
+    assert message.format(here=tmp_path) in result.stderr
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     assert {path: content for path, content in content_of(tmp_path).items() if "out" not in path.parts} == before

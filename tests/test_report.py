@@ -623,9 +623,11 @@ def test_tables_of_spreadsheets_and_with_other_columns_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", r"path must be a CSV file with the columns path and cluster; got .* with \['a', 'b'\]"),
+        ("a,b\n1,2\n", r"the columns path and cluster, or path and label; got .* with \['a', 'b'\]"),
         ("", "path must be a CSV file with the columns path and cluster"),
-        ("path,cluster\na,x\n", "whole numbers from 0 as clusters, or nothing; line 2 of .* has 'x'"),
+        ("path,cluster\na,0\nb,x\n", "whole numbers from 0 as clusters, .*; line 3 of .* has 'x'"),
+        ('path,cluster\na,"0\n', "path must be a CSV file; .* is none: unexpected end of data"),
+        ("path,cluster\na,\0\n", "path must be a CSV file; .* is none: it has bytes that are no text"),
         ("path,cluster\na,-2\n", "line 2 of .* has '-2'"),
         ("path,cluster\na,0.5\n", "line 2 of .* has '0.5'"),
         ("path,cluster\na,\n", "path must be a table with a cluster for some image; .* has none"),
@@ -644,6 +646,26 @@ def test_labels_of_other_images_are_refused(folder, tmp_path):
         read_labels(table, folder)
     with pytest.raises(ValueError, match="X must be a folder or a sequence of paths, or None for images of an array"):
         read_labels(table, np.zeros((3, 8, 8)))
+
+
+def test_an_image_has_one_cluster(folder, tmp_path):
+    lines = ["sub/04.png,0,", "sub/04.png,0,", "sub/05.png,1,"]
+    assert np.sum(read_labels(write_table(tmp_path / "t.csv", *lines), folder)[0] >= 0) == 2
+    table = write_table(tmp_path / "t.csv", *lines, "sub/./05.png,0,")
+    with pytest.raises(ValueError, match=r"each image one cluster; .* has 'sub/./05.png' in '1' and in '0'"):
+        read_labels(table, folder)
+
+
+def test_clusters_may_be_names(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(" Path ;Label\na;oak\nb;ash\nc;-1\nd;7\n")
+    labels, names = read_labels(path)
+    assert_array_equal(labels, [2, 1, -1, 0])
+    assert names == ("7", "ash", "oak")
+    path.write_text("path,cluster,name\na,oak,Oak\nb,ash,\n")
+    labels, names = read_labels(path)
+    assert_array_equal(labels, [1, 0])
+    assert names == ("ash", "Oak")
 
 
 def test_labels_start_the_next_fit(make_model, folder, tmp_path):

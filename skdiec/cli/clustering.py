@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
     from skdiec.cli.reading import Images
     from skdiec.cli.tables import Table
+    from skdiec.report.labels import Labels
 
 LABELS_FILE, PARQUET_FILE, SUMMARY_FILE = "labels.csv", "labels.parquet", "summary.json"
 
@@ -117,12 +118,12 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
     n_clusters: int | Literal["auto"] = "auto" if task.n_clusters is None else task.n_clusters
     init: str | NDArray = "graph"
     files = find_files(task.folder, console, leave_out=task.place)
-    start = None if task.labels is None else read_labels(task.labels, files.names)
+    start = None if task.labels is None else read_labels(task.labels, files)
     if start is not None:
-        if task.n_clusters not in (None, start.n_clusters):
-            raise ValueError(f"-k is {n_clusters}, and {shown_path(str(task.labels))} has {start.n_clusters} clusters")
-        n_clusters = start.n_clusters
-        names = {**start.names, **names}
+        if task.n_clusters not in (None, len(start.names)):
+            raise ValueError(f"-k is {n_clusters}, and {shown_path(str(task.labels))} has {len(start.names)} clusters")
+        n_clusters = len(start.names)
+        names = {**{cluster: name for cluster, name in enumerate(start.names) if name}, **names}
     if isinstance(n_clusters, int):
         check_names(names, n_clusters, task.names or task.labels)
     check_number(n_clusters, files)
@@ -260,11 +261,16 @@ def _in_words(summary: Mapping[str, Any], place: Path) -> str:
     return "\n".join(lines)
 
 
-def _tell_of_labels(start: Any, path: str, console: Console) -> None:
+def _tell_of_labels(start: Labels, path: str, console: Console) -> None:
     if start.n_missing:
-        console.warn(f"{shown_path(path)} does not name {start.n_missing:,} of the images: they start anywhere")
-    if start.n_others:
-        console.warn(f"{shown_path(path)} names {start.n_others:,} images that are not there")
+        images = "image" if start.n_missing == 1 else "images"
+        console.warn(
+            f"{shown_path(path)} does not name {start.n_missing:,} {images}: such images start where they are nearest"
+        )
+    if start.others:
+        console.warn(
+            f"{shown_path(path)} names {len(start.others):,} that are not there, such as {shown_path(start.others[0])}"
+        )
 
 
 def _check_pyarrow() -> None:

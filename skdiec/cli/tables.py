@@ -6,8 +6,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skdiec.cli.console import shown_path
+from skdiec.csv_files import read_csv
 from skdiec.messages import shown
 
 if TYPE_CHECKING:
     import pyarrow
 
     from skdiec._estimator import DiffusionEmbeddedClustering
-    from skdiec.cli.reading import Images
+    from skdiec.cli.reading import Files, Images
+    from skdiec.report.labels import Labels
 
 COLUMNS = ("path", "cluster", "name", "probability", "distance", "uncertainty", "problem")
 
@@ -167,12 +169,23 @@ def read_names(path: Path) -> dict[int, str]:
         For another file.
     """
     names: dict[int, str] = {}
-    for line, row in enumerate(_read_csv(path, ["cluster", "name"]), start=2):
-        text, name = _mark(row["cluster"]), row["name"].strip()
+    with _told_of(path, "names"):
+        columns, rows = read_csv(path)
+    if not {"cluster", "name"} <= set(columns):
+        raise ValueError(
+            f"--names must be a CSV file with the columns cluster and name; got {shown_path(path)} with "
+            f"{shown(list(columns))}"
+        )
+    for line, row in rows:
+        # pandas writes whole numbers beside empty ones as 3.0
+        text, name = re.sub(r"\.0*$", "", row["cluster"].strip()), row["name"].strip()
         if not text.isdecimal():
             raise ValueError(f"{shown_path(path)}, row {line}: cluster must be a number; got {shown(text)}")
-        if name:
-            names[int(text)] = name
+        if name and names.setdefault(int(text), name) != name:
+            raise ValueError(
+                f"{shown_path(path)}, row {line}: cluster {text} has two names, {shown(names[int(text)])} and "
+                f"{shown(name)}"
+            )
     return names
 
 
@@ -193,92 +206,40 @@ def check_names(names: Mapping[int, str], n_clusters: int, path: Path | None) ->
         )
 
 
-@dataclass(frozen=True)
-class StartingLabels:
-    """Clusters that people have given images, as far as they have.
-
-    Attributes
-    ----------
-    labels : ndarray of shape (n,), int32
-        Of the images, numbered from 0 in the order of what the file calls the clusters; -1 where they are not known.
-    n_clusters : int
-    names : dict of int to str
-        Of clusters, where the file has names.
-    n_missing : int
-        Images that the file does not name.
-    n_others : int
-        Images that only the file names.
-    """
-
-    labels: NDArray[np.int32]
-    n_clusters: int
-    names: dict[int, str]
-    n_missing: int
-    n_others: int
-
-
-def read_labels(path: Path, names: Sequence[str]) -> StartingLabels:
+def read_labels(path: Path, files: Files) -> Labels:
     """Read the clusters of images from a file that people have edited.
 
     Parameters
     ----------
     path : Path
-        A CSV file with the columns path and cluster, or path and label. An empty cluster, or -1, is one that is not
-        known. The column name, where there is one, names clusters.
-    names : sequence of str
-        Paths of the images, as the file has them.
+        See `skdiec.report.read_labels`.
+    files : Files
 
     Returns
     -------
-    StartingLabels
+    Labels
+        Of all files.
 
     Raises
     ------
     ValueError
         For another file, and one that gives none of the images a cluster.
     """
-    rows = _read_csv(path, ["path"])
-    key = next((key for key in ("cluster", "label") if rows and key in rows[0]), None)
-    if key is None:
-        raise ValueError(f"{shown_path(path)} must have a column cluster or label, and rows")
-    given = {os.path.normpath(row["path"]): row for row in rows}
-    wanted = [os.path.normpath(name) for name in names]
-    marks = {name: _mark(given[name][key]) for name in wanted if name in given}
-    called = {mark for mark in marks.values() if mark not in ("", "-1")}
-    if not called:
-        raise ValueError(f"{shown_path(path)} gives none of the images a cluster")
-    are_numbers = all(mark.isdecimal() for mark in called)
-    order = sorted(called, key=int) if are_numbers else sorted(called)
-    number = {mark: cluster for cluster, mark in enumerate(order)}
-    found = {} if are_numbers else dict(enumerate(order))
-    for name, mark in marks.items():
-        if mark in number and given[name].get("name", "").strip():
-            found[number[mark]] = given[name]["name"].strip()
-    labels = np.array([number.get(marks.get(name, ""), -1) for name in wanted], dtype=np.int32)
-    return StartingLabels(labels, len(order), found, len(set(wanted) - set(given)), len(set(given) - set(wanted)))
+    from skdiec.report.labels import labels_of_files
+
+    with _told_of(path, "labels"):
+        return labels_of_files(path, files.paths, files.root)
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a CSV file that has some columns."""
+@contextmanager
+def _told_of(path: Path, option: str) -> Iterator[None]:
+    """Say in errors which option they are about."""
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        yield
     except OSError as error:
-        raise ValueError(f"{shown_path(path)} cannot be read: {error.strerror}") from error
-    try:
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of some languages write others
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", strict=True, delimiter=delimiter)
-        rows = list(reader)
-    except csv.Error as error:
-        raise ValueError(f"{shown_path(path)} is no CSV file: {error}") from error
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{shown_path(path)} must have a column {' and a column '.join(missing)}")
-    return rows
-
-
-def _mark(text: str) -> str:
-    """Return what a cluster is called; pandas writes whole numbers beside empty fields as 3.0."""
-    return re.sub(r"^\s*(-?\d+)\.0*\s*$", r"\1", text).strip()
+        raise ValueError(f"--{option}: {shown_path(path)} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(re.sub(r"^path must", f"--{option} must", str(error))) from error
 
 
 def _as_utf8(name: str) -> str:

@@ -1,21 +1,46 @@
-"""Labels that were corrected in a report, as the next fit takes them."""
+"""Labels that people have corrected, in a report or in a table, as the next fit takes them."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skdiec.csv_files import read_csv
 from skdiec.images import is_paths, unpack
 from skdiec.images.files import as_paths
 from skdiec.messages import shown, warn
 from skdiec.report.paths import short_names
 
-_COLUMNS = ("path", "cluster")
+_KEYS = ("cluster", "label")
+_NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?|\d+\.", re.IGNORECASE)
+_NONE = ("", "-1")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Clusters that people have given images, as far as they have.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n,), int32
+        Of the images, from 0 without gaps; -1 where they are not known.
+    names : tuple of str
+        Of the clusters; empty where one has none.
+    n_missing : int
+        Images that the table does not name.
+    others : tuple of str
+        What the table names beside them.
+    """
+
+    labels: NDArray[np.int32]
+    names: tuple[str, ...]
+    n_missing: int
+    others: tuple[str, ...]
 
 
 def read_labels(
@@ -26,8 +51,9 @@ def read_labels(
     Parameters
     ----------
     path : path
-        A CSV file with the columns ``path`` and ``cluster``, and perhaps ``name``; others are not looked at. An empty
-        cluster, or -1, is that of an image that was marked as wrong.
+        A CSV file with the columns ``path`` and ``cluster``, or ``path`` and ``label``, and perhaps ``name``; others
+        are not looked at. Clusters are whole numbers from 0, or names. An empty cluster, or -1, is that of an image
+        that was marked as wrong. What `skdiec cluster` writes will do.
     X : folder or sequence of paths, default=None
         The image files of the next fit, in whose order the labels come. A file is found by its path, or by the part of
         it within the folder. Files that the table does not name have no label. None keeps the order of the table, which
@@ -36,14 +62,15 @@ def read_labels(
     Returns
     -------
     labels : ndarray of shape (n_samples,), int32
-        From 0, without gaps; -1 where there is none. ``n_clusters`` of the next fit is ``labels.max() + 1``.
+        From 0, without gaps, in the order of the numbers, or of the alphabet; -1 where there is none. ``n_clusters`` of
+        the next fit is ``labels.max() + 1``.
     names : tuple of str
         The name of each cluster; empty where it has none.
 
     Raises
     ------
     ValueError
-        For a file that is no such table, or in which no image of X is found.
+        For a file that is no such table, in which no image of X is found, or which gives an image two clusters.
 
     Warns
     -----
@@ -60,72 +87,104 @@ def read_labels(
     ...     read_labels(table)
     (array([ 0, -1,  1], dtype=int32), ('cats', 'dogs'))
     """
-    names_of_rows, clusters, cluster_names = _table(path)
-    if X is not None:
-        clusters = _in_order(path, names_of_rows, clusters, X)
-    found, codes = np.unique(clusters[clusters >= 0], return_inverse=True)
-    if not len(found):
-        raise ValueError(f"path must be a table with a cluster for some image; {shown(str(path))} has none")
-    labels = np.full(len(clusters), -1, dtype=np.int32)
-    labels[clusters >= 0] = codes
-    return labels, tuple(cluster_names.get(int(cluster), "") for cluster in found)
-
-
-def _table(path: str | os.PathLike) -> tuple[list[str], NDArray[np.int64], dict[int, str]]:
-    """Return the name and the cluster of each row, and the names of clusters."""
-    rows: list[str] = []
-    clusters: list[int] = []
-    names: dict[int, str] = {}
-    # With a byte order mark, as spreadsheets write it, or without.
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        delimiter = max(",;\t", key=file.readline().count)  # those of some languages write others
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=delimiter)
-        if not set(_COLUMNS) <= set(reader.fieldnames or ()):
-            raise ValueError(
-                f"path must be a CSV file with the columns path and cluster; got {shown(str(path))} with "
-                f"{shown(reader.fieldnames)}"
-            )
-        for row in reader:
-            text = (row["cluster"] or "").strip()
-            match = re.fullmatch(r"(\d+|-1)(\.0*)?|", text)  # pandas writes whole numbers beside empty ones as 3.0
-            if match is None:
-                raise ValueError(
-                    f"path must have whole numbers from 0 as clusters, or nothing; line {reader.line_num} of "
-                    f"{shown(str(path))} has {shown(text)}"
-                )
-            rows.append(row["path"] or "")
-            cluster = int(match[1] or -1)
-            clusters.append(cluster)
-            if cluster >= 0 and row.get("name"):
-                names.setdefault(cluster, row["name"])
-    return rows, np.array(clusters, dtype=np.int64), names
-
-
-def _in_order(
-    path: str | os.PathLike,
-    rows: Sequence[str],
-    clusters: NDArray[np.int64],
-    X: str | os.PathLike | Sequence[str | os.PathLike],
-) -> NDArray[np.int64]:
-    """Return the clusters of the files of X, -1 for those that no row names."""
+    if X is None:
+        _, marks, given = _table(path)
+        found = _numbered(path, marks, given)
+        return found.labels, found.names
     X = unpack(X)
     if not is_paths(X):
         raise ValueError(f"X must be a folder or a sequence of paths, or None for images of an array; got {shown(X)}")
-    files = as_paths(X)
-    folder = X if isinstance(X, (str, os.PathLike)) else None
-    places = dict(zip(rows, clusters.tolist(), strict=True))
-    found = np.full(len(files), -1, dtype=np.int64)
-    used = set()
-    spellings = [map(str, files), short_names(files), *([] if folder is None else [short_names(files, folder)])]
-    for row, names in enumerate(zip(*spellings, strict=True)):
-        name = next((name for name in names if name in places), None)
-        if name is not None:
-            found[row] = places[name]
-            used.add(name)
+    found = labels_of_files(path, as_paths(X), X if isinstance(X, (str, os.PathLike)) else None)
+    if found.others:
+        warn(f"{len(found.others)} images of the table of labels are not in X, such as {shown(found.others[0])}")
+    return found.labels, found.names
+
+
+def labels_of_files(
+    path: str | os.PathLike, files: Sequence[str | os.PathLike], folder: str | os.PathLike | None = None
+) -> Labels:
+    """Read the labels of image files.
+
+    Parameters
+    ----------
+    path : path
+        See `read_labels`.
+    files : sequence of paths
+    folder : path, default=None
+        What the table may have their paths relative to.
+
+    Returns
+    -------
+    Labels
+    """
+    paths, marks, given = _table(path)
+    places: dict[str, int] = {}
+    for row, name in enumerate(map(os.path.normpath, paths)):
+        first = places.setdefault(name, row)
+        if marks[first] != marks[row]:
+            raise ValueError(
+                f"path must give each image one cluster; {shown(str(path))} has {shown(paths[row])} in "
+                f"{shown(marks[first])} and in {shown(marks[row])}"
+            )
+    spellings = [map(str, files), short_names(files)]
+    if folder is not None:
+        spellings[1:1] = [short_names(files, folder), [os.path.relpath(file, folder) for file in files]]
+    rows: list[int | None] = []
+    for names in zip(*spellings, strict=True):
+        rows.append(next((places[name] for name in map(os.path.normpath, names) if name in places), None))
+    used = {row for row in rows if row is not None}
     if not used:
         raise ValueError(f"path must name images of X; none of the {len(files)} files is in {shown(str(path))}")
-    if len(used) < len(places):
-        missing = next(name for name in places if name not in used)
-        warn(f"{len(places) - len(used)} images of the table of labels are not in X, such as {shown(missing)}")
-    return found
+    others = tuple(paths[row] for row in places.values() if row not in used)
+    kept = _numbered(path, ["" if row is None else marks[row] for row in rows], given)
+    return Labels(kept.labels, kept.names, sum(row is None for row in rows), others)
+
+
+def _table(path: str | os.PathLike) -> tuple[list[str], list[str], dict[str, str]]:
+    """Return the path and the cluster of each row, as texts, and the names of clusters."""
+    columns, rows = read_csv(path)
+    key = next((key for key in _KEYS if key in columns), None)
+    if key is None or "path" not in columns:
+        raise ValueError(
+            f"path must be a CSV file with the columns path and cluster, or path and label; got {shown(str(path))} "
+            f"with {shown(list(columns))}"
+        )
+    paths: list[str] = []
+    marks: list[str] = []
+    names: dict[str, str] = {}
+    for line, row in rows:
+        # pandas writes whole numbers beside empty ones as 3.0
+        mark = re.sub(r"^\+?0*(\d+)(\.0*)?$", r"\1", row[key].strip())
+        mark = "-1" if re.fullmatch(r"-1\.0*", mark) else mark
+        if key == "cluster" and mark not in _NONE and not mark.isdecimal() and _NUMBER.fullmatch(mark):
+            raise _no_cluster(path, line, mark)
+        paths.append(row["path"])
+        marks.append(mark)
+        if mark not in _NONE and row.get("name", "").strip():
+            names.setdefault(mark, row["name"].strip())
+    called = set(marks) - set(_NONE)
+    if key == "cluster" and any(map(str.isdecimal, called)):  # so all should be
+        for (line, _), mark in zip(rows, marks, strict=True):
+            if mark not in _NONE and not mark.isdecimal():
+                raise _no_cluster(path, line, mark)
+    if not all(map(str.isdecimal, called)):
+        names = {mark: names.get(mark, mark) for mark in called}
+    return paths, marks, names
+
+
+def _no_cluster(path: str | os.PathLike, line: int, mark: str) -> ValueError:
+    return ValueError(
+        f"path must have whole numbers from 0 as clusters, or nothing, or names alone; line {line} of "
+        f"{shown(str(path))} has {shown(mark)}"
+    )
+
+
+def _numbered(path: str | os.PathLike, marks: Sequence[str], names: dict[str, str]) -> Labels:
+    """Return labels from 0 for the clusters of some rows."""
+    called = set(marks) - set(_NONE)
+    if not called:
+        raise ValueError(f"path must be a table with a cluster for some image; {shown(str(path))} has none")
+    order = sorted(called, key=int) if all(map(str.isdecimal, called)) else sorted(called)
+    number = {mark: cluster for cluster, mark in enumerate(order)}
+    labels = np.array([number.get(mark, -1) for mark in marks], dtype=np.int32)
+    return Labels(labels, tuple(names.get(mark, "") for mark in order), 0, ())
