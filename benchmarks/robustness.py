@@ -9,6 +9,7 @@ seed runs in a process of its own. A run that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -213,12 +214,14 @@ def peer(method: str, case: str, folder: Path | None, fonts: Path | None, seed: 
     return {"labels": PEERS[method](images, k, seed)}
 
 
-def ours(case: str, folder: Path | None, fonts: Path | None, seed: int) -> dict[str, Any]:
+def ours(case: str, folder: Path | None, fonts: Path | None, seed: int, work: Path | None) -> dict[str, Any]:
+    """Fit with all defaults; backbones stay in a folder of `work`, so that a later run finds them trained."""
     from skdiec import DiffusionEmbeddedClustering
 
     images, _, k = load(case, folder, fonts)
-    with tempfile.TemporaryDirectory() as memory:
-        model = DiffusionEmbeddedClustering(k, random_state=seed, memory=memory).fit(images)
+    with tempfile.TemporaryDirectory() as temporary:
+        memory = temporary if work is None else work / f"{re.sub(r'[^a-z0-9]+', '-', case.lower())}-{seed}"
+        model = DiffusionEmbeddedClustering(k, random_state=seed, memory=str(memory)).fit(images)
     return {
         "labels": model.labels_,
         "initial": model.initial_labels_,
@@ -234,10 +237,11 @@ def main() -> None:
     methods = [OURS, *PEERS]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD")
     parser.add_argument("--fonts", type=Path, help="folder with the fonts of the glyphs")
+    parser.add_argument("--work", type=Path, help="folder to keep backbones in; with one, minutes are not compared")
     arguments = parser.parse_args()
     results = results_of()
     for case in () if arguments.table else arguments.datasets:
-        measure(results, case, arguments.data, arguments.fonts, arguments.seeds, arguments.methods)
+        measure(results, case, arguments.data, arguments.fonts, arguments.seeds, arguments.methods, arguments.work)
     write_table("robustness", table(results))
 
 
@@ -247,7 +251,13 @@ def results_of() -> Results:
 
 
 def measure(
-    results: Results, case: str, folder: Path | None, fonts: Path | None, seeds: int, methods: list[str]
+    results: Results,
+    case: str,
+    folder: Path | None,
+    fonts: Path | None,
+    seeds: int,
+    methods: list[str],
+    work: Path | None = None,
 ) -> None:
     _, y, k = load(case, folder, fonts)
     for seed in range(seeds):
@@ -256,8 +266,8 @@ def measure(
                 continue
             if method == "ClustPy IDEC" and len(y) > MAX_IDEC_IMAGES:
                 continue
-            run = (ours,) if method == OURS else (peer, method)
-            found, seconds, _ = in_new_process(*run, case, folder, fonts, seed)
+            run = (ours, case, folder, fonts, seed, work) if method == OURS else (peer, method, case, folder, fonts, seed)
+            found, seconds, _ = in_new_process(*run)
             initial = found.pop("initial", None)
             row = {
                 "start_acc": "" if initial is None else agreement(y, initial)["acc"],
