@@ -138,3 +138,9 @@ def test_example_of_an_own_family_runs(monkeypatch, tmp_path, planted):
     exec(code, names)
     assert type(names["model"].backbone_) is names["MyBackbone"]
     assert names["model"].layers_ == ("down_blocks.0", "mid_block", "up_blocks.0")
+
+
+def test_gallery_leaves_out_the_script_alone():
+    (pattern,) = re.findall(r'"ignore_pattern": r"(.+?)"', (DOCS / "conf.py").read_text())
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    assert [path.name for path in examples if re.search(pattern, str(path))] == ["quickstart.py"]
