@@ -148,7 +148,7 @@ def table(results: Results) -> list[str]:
                     drift = last_drift(results.find(**found))
                     rows.append((variant, len(results.find(**found)), *scores, seconds, drift))
         if rows:
-            scores = ("ACC of the start", "ACC", "NMI", "ARI")
+            scores = ("ACC of the initial partition", "ACC", "NMI", "ARI")
             images = int(results.find(dataset=name)[0]["images"])
             header = (f"{NAMES[name]}, {images:,} images", "seeds", *scores, "training s", "denoising loss")
             lines += [*markdown_table(header, rows), ""]

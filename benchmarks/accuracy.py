@@ -67,7 +67,7 @@ def umap_kmeans(name: str, folder: Path | None, seed: int) -> np.ndarray:
     return KMeans(10, n_init=10, random_state=seed).fit_predict(embedded)
 
 
-def start_on_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
+def initial_partition_of_pixels(name: str, folder: Path | None, seed: int) -> np.ndarray:
     return partition_of_pixels(pixels(name, folder), 10, seed)
 
 
@@ -117,7 +117,7 @@ PEERS: dict[str, Callable[..., np.ndarray]] = {
     "KMeans": kmeans,
     "PCA + KMeans": pca_kmeans,
     "UMAP + KMeans": umap_kmeans,
-    "skdiec's start on pixels": start_on_pixels,
+    "skdiec's partition of pixels": initial_partition_of_pixels,
     "ClustPy DEC": clustpy_dec,
     "ClustPy IDEC": clustpy_idec,
 }
@@ -277,7 +277,8 @@ def table(results: Results, name: str) -> list[str]:
             stages = ", ".join(f"{s} {results.mean(s, 0, spread=False, method=method)}" for s in STAGES[1:])
             cells = dict.fromkeys(row["cell"] for row in results.find(method=method))
             start = results.mean("start_acc", method=method)
-            lines.append(f"{method}: seconds of {stages}. ACC of the start: {start}. Chosen: {'; '.join(cells)}.\n")
+            initial = f"ACC of the initial partition: {start}."
+            lines.append(f"{method}: seconds of {stages}. {initial} Chosen: {'; '.join(cells)}.\n")
     if results.find(method=OURS):
         recipe = recipe_of(name)
         lines.append(

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,9 @@ CACHE = HERE / "cache"
 
 SEEDS = 5
 """Seeds of a measurement unless told otherwise."""
+
+WIDTH = 120
+"""Characters of a line of prose in a table's notes."""
 
 N_IMAGES = 10_000
 """Images of `random_images` at most."""
@@ -161,7 +165,16 @@ def write_table(name: str, lines: Sequence[str]) -> None:
 
 
 def table_text(lines: Sequence[str]) -> str:
-    return "\n".join(lines).strip()
+    """Join lines, and wrap those that are no rows of tables."""
+    return "\n".join(part for line in lines for text in line.split("\n") for part in wrapped(text)).strip()
+
+
+def wrapped(line: str) -> list[str]:
+    """Wrap a line of prose, or a point of a list, at 120 characters."""
+    if line.startswith("|") or len(line) <= WIDTH:
+        return [line]
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def with_table(document: str, name: str, table: str) -> str:

@@ -67,7 +67,7 @@ def draw_search(name: str) -> None:
     columns = {
         "consensus": "consensus modularity (chooses)",
         "scott": "Scott score (the paper)",
-        "acc": "ACC of the start",
+        "acc": "ACC of the initial partition",
     }
     figure, axes = plt.subplots(
         len(poolings), len(columns), figsize=(13, 2.4 * len(poolings)), sharex=True, sharey=True, squeeze=False

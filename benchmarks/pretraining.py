@@ -101,7 +101,7 @@ def table(results: Results) -> list[str]:
         "seeds",
         "pretraining s",
         "clustering s",
-        "ACC of the start",
+        "ACC of the initial partition",
         "ACC",
         "NMI",
         "ARI",

@@ -32,7 +32,7 @@ myst_heading_anchors = 3
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "ignore_pattern": "quickstart",  # a script with options, no lesson; the first page shows it
+    "ignore_pattern": r"^quickstart\.py$",  # a script with options, no lesson; the first page shows it
     "within_subsection_order": "gallery_order.Key",
     "download_all_examples": False,
     "show_memory": False,

@@ -46,8 +46,8 @@ class StopWhenSettled:
 # %%
 # With it and without
 # -------------------
-# Both fits have one backbone, so that only their training differs. The parameter ``tol`` does the same as this
-# callback, but leaves the first epochs alone.
+# Both fits have the same backbone, so that only their training differs. The parameter ``tol`` does nearly the same as
+# this callback, but leaves the first epochs alone.
 
 images = load_digits().images[::3]
 whole = DiffusionEmbeddedClustering(

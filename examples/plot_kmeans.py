@@ -52,5 +52,5 @@ ax.legend(loc="lower left")
 plt.show()
 
 # %%
-# Most of the gain is there before training, which may go either way on few images. One seed of one data set is an
-# example, no proof. The page on benchmarks has more of both.
+# Most of the gain is there before training. On few images, training may also lower the accuracy. One seed of one data
+# set is an example, no proof. The page on benchmarks has more of both.

@@ -3,7 +3,7 @@ Which layer and timestep cluster best?
 ======================================
 
 A diffusion model holds one representation of an image for each of its layers and each timestep of its noise
-schedule. This lesson draws what the search saw of them, as heat maps.
+schedule. This lesson draws their scores, as heat maps.
 """
 
 # %%
@@ -32,9 +32,9 @@ print("chosen:", model.layer_, model.timestep_)
 # %%
 # Two scores
 # ----------
-# The paper's Scott score compares the scatter between clusters with the scatter within them. The consensus looks at the
-# neighbourhood graphs of the representations where that is highest: how well does a partition fit all of them? The
-# consensus chooses. The star marks the chosen representation.
+# The paper's Scott score compares the scatter between clusters with the scatter within them. The consensus takes the
+# representations where that is highest, and adds up their neighbourhood graphs, in which similar images are joined. It
+# says how well the partition of a representation fits that sum. The consensus chooses: the star marks what it chose.
 
 result = model.search_result_
 figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from skdiec._version import __version__
 from skdiec.backbones import Backbone, load_backbone
-from skdiec.backbones.base import update_hash
 from skdiec.backbones.config_files import Fields, opened_tensors, read_json
 from skdiec.backbones.folders import as_folder, put_back, reason, replacing_whole
+from skdiec.backbones.hashing import update_hash
 from skdiec.messages import shown
 
 FORMAT = 1

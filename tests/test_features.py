@@ -12,10 +12,11 @@ import torch
 from numpy.testing import assert_allclose
 from torch.utils.flop_counter import FlopCounterMode
 
-from skdiec import features, storage
+from skdiec import storage
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
-from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
+from skdiec.features import CellFeatures, FeatureExtractor, batch_sizes, map_features, one_cell
+from skdiec.features import extractor as extractor_module
 from skdiec.images import as_image_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 8, 8), dtype=np.uint8)
@@ -152,7 +153,8 @@ def test_features_of_a_row_are_the_same_bits_in_any_batch(extractor):
 @pytest.fixture
 def small_groups(monkeypatch):
     """Make groups of 8 rows, so that few images fill several passes."""
-    monkeypatch.setattr(features, "ROW_MULTIPLE", 8)
+    for module in (batch_sizes, extractor_module, one_cell):
+        monkeypatch.setattr(module, "ROW_MULTIPLE", 8)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 13, 64])
@@ -258,92 +260,12 @@ def test_features_are_those_of_the_cpu_on_a_gpu(extractor):
         assert_allclose(found[cell], expected[cell], rtol=0, atol=1e-5)
 
 
-def test_a_gpu_computes_in_full_precision_unless_told_otherwise():
-    device, before = torch.device("cuda"), torch.backends.cudnn.allow_tf32
-    with features._computing_in("fp32", device):
-        assert not torch.backends.cudnn.allow_tf32
-        assert torch.backends.cudnn.deterministic
-    assert torch.backends.cudnn.allow_tf32 == before
-
-
-@pytest.mark.parametrize(
-    ("free", "needed", "size"),
-    [
-        (2**30, 2**20, 512),  # half of the memory
-        (2**30, 2**20 + 2**13, 480),  # whole groups of 32
-        (2**40, 2**20, 1024),
-        (2**20, 2**20, 1),
-        (2**26, 2**20, 32),
-        (2**26 - 2, 2**20, 16),
-        (2**30, 0, 1024),
-    ],
-)
-def test_a_gpu_gets_batches_that_half_of_its_free_memory_suffices_for(monkeypatch, free, needed, size):
-    monkeypatch.setattr(features, "_gpu_bytes", lambda backbone: (free, needed))
-    assert suited_batch_size(SimpleNamespace(device=torch.device("cuda"))) == size
-
-
-def test_a_cpu_gets_batches_of_64(backbone):
-    assert suited_batch_size(backbone) == 64
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_memory_that_a_pass_takes_on_a_gpu(backbone):
-    free, needed = features._gpu_bytes(backbone.to("cuda"))
-    assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
-    assert 8 * 8 * 4 < needed < 2**20
-
-
-def test_batches_are_read_ahead_one_at_a_time():
-    class Watched:
-        def __init__(self):
-            self.asked = []
-
-        def read(self, rows):
-            self.asked.append(list(rows))
-            if 9 in rows:
-                raise OSError("no such image")
-            return SOURCE.read(rows)
-
-    source = Watched()
-    batches = features._read_ahead(source, [np.array(rows) for rows in ([4, 1], [2], [0, 3])], torch.device("cpu"))
-    for count, rows in enumerate(([4, 1], [2], [0, 3]), start=1):
-        batch = next(batches)
-        np.testing.assert_array_equal(batch.rows, rows)
-        np.testing.assert_array_equal(batch.images, SOURCE.read(np.array(rows)))
-        assert len(source.asked) <= count + 1
-    assert list(batches) == []
-    assert source.asked == [[4, 1], [2], [0, 3]]
-    assert list(features._read_ahead(source, [], torch.device("cpu"))) == []
-    with pytest.raises(OSError, match="no such image"):
-        list(features._read_ahead(source, [np.array([1]), np.array([9])], torch.device("cpu")))
-
-
 @pytest.fixture
 def threads():
     """Give torch as many threads as asked for."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("threads_of_torch", "shape", "batch_size", "expected"),
-    [
-        (1, (1, 8, 8), 64, 1),
-        (3, (1, 8, 8), 64, 3),
-        (16, (1, 8, 8), 64, 8),
-        (16, (3, 64, 64), 64, 4),  # 2**20 pixels, whatever their channels
-        (16, (3, 64, 64), 32, 8),
-        (16, (3, 256, 256), 64, 1),
-    ],
-)
-def test_passes_side_by_side(threads_of_torch, shape, batch_size, expected, threads):
-    threads(threads_of_torch)
-    backbone = SimpleNamespace(device=torch.device("cpu"), input_shape=shape)
-    assert FeatureExtractor(backbone)._n_passes(batch_size) == expected
-    backbone.device = torch.device("cuda")
-    assert FeatureExtractor(backbone)._n_passes(batch_size) == 1
 
 
 @pytest.mark.usefixtures("small_groups")
@@ -359,7 +281,7 @@ def test_passes_run_side_by_side_and_share_the_threads(extractor, threads):
     images = np.random.default_rng(1).integers(0, 256, (16, *SOURCE.shape), dtype=np.uint8)
     handle = extractor.backbone.network.register_forward_pre_hook(meet)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "MAX_PASSES", 2)
+        patch.setattr(batch_sizes, "MAX_PASSES", 2)
         side_by_side = extractor.extract(as_image_source(images), CELLS)
     assert len({thread for thread, _ in used}) == 2
     assert threading.get_ident() not in {thread for thread, _ in used}
@@ -607,7 +529,7 @@ def test_denoising_loss_draws_noise_and_timesteps_from_the_generator(extractor, 
 
 
 def test_features_are_mapped_block_by_block(extractor, make_backbone, monkeypatch):
-    monkeypatch.setattr(features, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(one_cell, "BLOCK_ROWS", 5)
     cell = Cell("mid_block", 300, 2)
     other = FeatureExtractor(make_backbone(seed=1, sample_size=8, block_out_channels=(8, 8)))
     sizes = []

@@ -130,7 +130,8 @@ def test_multiplications_are_those_of_the_layers(make_backbone):
 def test_passes_side_by_side_are_those_that_the_extractor_runs(make_backbone, monkeypatch):
     extractor = FeatureExtractor(make_backbone(sample_size=8), batch_size=33)
     assert extractor.at_once % 64 == 0
-    monkeypatch.setattr("skdiec.features.torch_threads", lambda: 3)
+    for module in ("batch_sizes", "running"):
+        monkeypatch.setattr(f"skdiec.features.{module}.torch_threads", lambda: 3)
     assert extractor.at_once == 192
     source = as_image_source(np.zeros((40, 8, 8), dtype=np.uint8))
     seen = []

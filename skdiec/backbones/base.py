@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,54 +15,14 @@ from torch.nn import functional as F
 from skdiec.activations import as_map, block_names
 from skdiec.backbones.adapting import CHANNEL_CHANGES, adapt_channels, as_range, cover
 from skdiec.backbones.devices import computes_in_dtype
-from skdiec.backbones.folders import as_folder, replacing
-from skdiec.backbones.importing import ONE_AT_A_TIME
+from skdiec.backbones.folders import as_folder
+from skdiec.backbones.hashing import fingerprint
 from skdiec.backbones.levels import NoiseLevels, noise_levels
 from skdiec.backbones.models import config_of, new_model
-from skdiec.backbones.repository import INDEX_FILE, Index
+from skdiec.backbones.parts import Parts
+from skdiec.backbones.repository import Index
+from skdiec.backbones.writing import write
 from skdiec.messages import shown
-
-RECIPE_FILE = "skdiec.json"
-"""File beside a saved pipeline that says how images enter it and how it was trained."""
-
-CONDITION_FILE = "condition.safetensors"
-"""File beside a saved pipeline with what its network is told in place of a prompt."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a pipeline has, and what was asked for, of which a family makes its backbone.
-
-    Attributes
-    ----------
-    network : nn.Module
-    scheduler : diffusers.SchedulerMixin
-        Of a class that `skdiec.backbones.levels.noise_levels` knows.
-    autoencoder : nn.Module or None
-    options : dict
-        Of the pipeline's index.
-    record : dict
-        Of ``skdiec.json``, which `Backbone.save_pretrained` writes.
-    image_size, null_class, condition
-        As in `load_backbone`. Where the condition was saved, it counts as passed.
-    prompt : callable
-        Returns a pipeline that has the text parts of the family alone, and the network.
-
-    Examples
-    --------
-    >>> Parts(network=nn.Identity(), scheduler=None).condition is None
-    True
-    """
-
-    network: nn.Module
-    scheduler: Any
-    autoencoder: nn.Module | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    record: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | tuple[int, int] | None = None
-    null_class: int | None = None
-    condition: Mapping[str, Tensor] | None = None
-    prompt: Callable[[], Any] | None = None
 
 
 class Backbone(abc.ABC):
@@ -478,28 +435,7 @@ class Backbone(abc.ABC):
         OSError
             Where the folder cannot be written to, for instance for want of space.
         """
-        self._save(as_folder(folder), self.parts())
-
-    def _save(self, folder: Path, models: Mapping[str, Any]) -> None:
-        with ONE_AT_A_TIME:
-            import diffusers
-        from safetensors.torch import save_file
-
-        parts = {**models, "scheduler": self.scheduler}
-        index: dict[str, Any] = {"_class_name": self.pipelines[0], "_diffusers_version": diffusers.__version__}
-        for name, part in parts.items():
-            index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-        index |= {name: [None, None] for name in (*self.text_parts, *self.absent_parts)}
-        # The index last: without it, nobody takes half of a pipeline, or one without its record, for a whole one.
-        with replacing(folder, last=INDEX_FILE) as partial:
-            for name, part in parts.items():
-                part.save_pretrained(partial / name)
-            if self.condition:
-                save_file(
-                    {name: value.cpu().contiguous() for name, value in self.condition.items()}, partial / CONDITION_FILE
-                )
-            (partial / RECIPE_FILE).write_text(json.dumps(self.record(), indent=2) + "\n")
-            (partial / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        write(self, as_folder(folder), self.parts())
 
     def __getstate__(self) -> dict[str, Any]:
         # By configuration and CPU weights: a pickle then loads without the device it was made on.
@@ -524,56 +460,4 @@ class Backbone(abc.ABC):
 
     def fingerprint(self) -> str:
         """Return a hash of weights, architecture, schedule and image shape, as a cache key."""
-        configs = [_public(part.config) for part in (*self.parts().values(), self.scheduler) if hasattr(part, "config")]
-        record = json.dumps([type(self).__name__, configs, self.settings()], sort_keys=True, default=str)
-        digest = hashlib.sha256(record.encode())
-        for name, tensor in sorted({**self.tensors(), **vars(self._levels)}.items()):
-            update_hash(digest, name, tensor)
-        return digest.hexdigest()
-
-
-def rounded(network: nn.Module, dtype: str) -> nn.Module:
-    """Return a network whose weights are of the type that they are to be saved as.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Of float32.
-    dtype : {"float32", "bfloat16"}
-
-    Returns
-    -------
-    nn.Module
-        A copy, unless it is of that type already.
-
-    Raises
-    ------
-    ValueError
-        For another `dtype`.
-    """
-    if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16'; got {shown(dtype)}")
-    if dtype == "float32":
-        return network
-    network = copy.deepcopy(network)
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
-    return network
-
-
-def update_hash(digest: Any, name: str, tensor: Tensor) -> None:
-    """Add a tensor, its name, type and shape to a hash.
-
-    Parameters
-    ----------
-    digest : hashlib's hash
-    name : str
-    tensor : Tensor
-    """
-    digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-
-
-def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    # Without what diffusers notes of itself, such as the folder that weights came from.
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+        return fingerprint(self)

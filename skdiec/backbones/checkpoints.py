@@ -15,7 +15,8 @@ from torch import Tensor
 
 from skdiec.backbones.config_files import read_json
 from skdiec.backbones.folders import LOCK_FILE, PARTIAL_FOLDER, reason, remove, replacing
-from skdiec.backbones.pixel import INDEX_FILE, RECIPE_FILE
+from skdiec.backbones.repository import INDEX_FILE
+from skdiec.backbones.writing import RECIPE_FILE
 
 CHECKPOINT_FILE = "training.safetensors"
 """State of an unfinished training, beside the pipeline that it will become."""

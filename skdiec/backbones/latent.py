@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from skdiec.activations import as_map
 from skdiec.backbones.autoencoders import CLASSES, Autoencoder
-from skdiec.backbones.base import Backbone, Parts
+from skdiec.backbones.base import Backbone
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.levels import NoiseLevels
 from skdiec.backbones.models import config_of
 from skdiec.backbones.networks import sides
+from skdiec.backbones.parts import Parts
 from skdiec.backbones.repository import Index
 from skdiec.messages import shown
 

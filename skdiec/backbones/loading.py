@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from skdiec.backbones.base import RECIPE_FILE, Backbone
+from skdiec.backbones.base import Backbone
 from skdiec.backbones.config_files import exists, read_json
 from skdiec.backbones.families import class_name, find_family, network_parts
 from skdiec.backbones.importing import ONE_AT_A_TIME
@@ -21,6 +21,7 @@ from skdiec.backbones.pipelines import SCHEDULER_FILE, read_pipeline, wrap_pipel
 from skdiec.backbones.pixel import PixelBackbone, check_time_embedding
 from skdiec.backbones.repository import INDEX_FILE, Index, Repository
 from skdiec.backbones.schedules import scheduler_of, training_scheduler
+from skdiec.backbones.writing import RECIPE_FILE
 from skdiec.messages import shown, warn
 
 if TYPE_CHECKING:

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from skdiec.backbones.autoencoders import CLASSES
-from skdiec.backbones.base import CONDITION_FILE, RECIPE_FILE, Backbone, Parts
+from skdiec.backbones.base import Backbone
 from skdiec.backbones.config_files import exists, opened_tensors, read_json
 from skdiec.backbones.families import network_class
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.models import check_model_config, copied_model, read_model
+from skdiec.backbones.parts import Parts
 from skdiec.backbones.repository import Index, Repository
 from skdiec.backbones.schedules import scheduler_of, training_scheduler
+from skdiec.backbones.writing import CONDITION_FILE, RECIPE_FILE
 from skdiec.messages import shown
 
 SCHEDULER_FILE = "scheduler/scheduler_config.json"

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from skdiec.backbones.adapting import fold, unfold
-from skdiec.backbones.base import RECIPE_FILE, Backbone, rounded
+from skdiec.backbones.base import Backbone
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder, replacing
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.networks import MAX_SIDE, check_network_config, new_network, sides
 from skdiec.backbones.repository import INDEX_FILE, Index
+from skdiec.backbones.writing import RECIPE_FILE, rounded
 from skdiec.messages import shown
 
 if TYPE_CHECKING:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skdiec.backbones.adapting import fold, unfold
-from skdiec.backbones.base import Parts, rounded
 from skdiec.backbones.config_files import Fields
 from skdiec.backbones.folders import as_folder
 from skdiec.backbones.models import config_of
 from skdiec.backbones.networks import MAX_SIDE
+from skdiec.backbones.parts import Parts
 from skdiec.backbones.pixel import last_timestep
 from skdiec.backbones.repository import Index
 from skdiec.backbones.transformer import TokenMaps
+from skdiec.backbones.writing import rounded, write
 from skdiec.messages import shown
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class PixelTransformerBackbone(TokenMaps):
             Where the folder cannot be written to, for instance for want of space.
         """
         folder = as_folder(folder)
-        self._save(folder, {self.network_part: rounded(self.network, dtype)})
+        write(self, folder, {self.network_part: rounded(self.network, dtype)})
 
     def _set_parts(self, parts: dict[str, nn.Module]) -> None:
         super()._set_parts(parts)
