@@ -119,6 +119,7 @@ def gather(
             "images": int(sum(map(len, alike))),
             "groups": [[len(rows), rows[:_MAX_OF_GROUP].tolist()] for rows in alike[:_MAX_GROUPS]],
         },
+        "number": _number(model),
         "search": _search(model),
         "history": _history(model),
     }
@@ -224,6 +225,17 @@ def _search(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
             {"images": stage.n_images, "scores": {name: _numbers(scores) for name, scores in stage.scores.items()}}
             for stage in result.stages
         ],
+    }
+
+
+def _number(model: DiffusionEmbeddedClustering) -> dict[str, Any] | None:
+    scores = getattr(model, "n_clusters_scores_", None)
+    if scores is None:
+        return None
+    return {
+        "counts": scores["n_clusters"].tolist(),
+        "chosen": model.n_clusters_,
+        "scores": {name: _numbers(scores[name]) for name in ("silhouette", "modularity")},
     }
 
 

@@ -24,7 +24,7 @@ from skdiec.images import FileImages, ImageSource
 from skdiec.messages import shown
 from skdiec.report.content import Content, as_base64, as_json, gather
 from skdiec.report.paths import short_names
-from skdiec.report.words import advice_on, figures, lead
+from skdiec.report.words import advice_on, figures, lead, number_found
 
 MAX_NAME = 120
 """Characters of a cluster's name, and of the title."""
@@ -204,6 +204,7 @@ def _filled(model: DiffusionEmbeddedClustering, content: Content) -> str:
         found=len(np.unique(model.labels_)),
         lead=lead(model, content.n_far, content.n_alike),
         figures=figures(model, content.members),
+        number=number_found(model),
         advice=advice_on(model.warnings_),
         stages=[(name, seconds) for name, seconds in model.fit_seconds_.items()],
         parameters=_parameters(model),
