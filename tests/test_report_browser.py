@@ -63,7 +63,10 @@ def browser():
 
 @pytest.fixture
 def open_report(browser, report):
-    """Opens a report, if none is said that of `model`; keywords are those of a browser's context. Nothing may be told of in its console."""
+    """Opens a report, by default that of `model`; keywords are those of a browser's context.
+
+    Nothing may be told of in its console.
+    """
     told, contexts = [], []
 
     def open_report(file=report, *, before="", **settings):
