@@ -525,7 +525,7 @@ def reports(monkeypatch):
     calls = []
     fake = ModuleType("skdiec.report")
 
-    def write_report(model, X, path, *, paths, names):
+    def write_report(model, X, path, *, paths, names, progress):
         calls.append((len(model.labels_), [Path(image).read_bytes() for image in X], paths, names))
         Path(path).write_text("the report")
 

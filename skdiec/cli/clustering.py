@@ -13,7 +13,7 @@ import typer
 
 from skdiec._version import __version__
 from skdiec.cli.console import Console, command, json_of, show, show_json, shown_path
-from skdiec.cli.fitting import Request, check_number, fit, goes_on, read_for_fit
+from skdiec.cli.fitting import Request, check_number, checked, fit, goes_on, read_for_fit
 from skdiec.cli.options import (
     DEFAULT_MINUTES,
     AsJson,
@@ -117,6 +117,7 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
     names = {} if task.names is None else read_names(task.names)
     n_clusters: int | Literal["auto"] = "auto" if task.n_clusters is None else task.n_clusters
     init: str | NDArray = "graph"
+    request = checked(request, console)
     files = find_files(task.folder, console, leave_out=task.place)
     start = None if task.labels is None else read_labels(task.labels, files)
     if start is not None:
@@ -174,7 +175,7 @@ def _write(
         model.save(out.path / MODEL_FOLDER)
     out.note([MODEL_FOLDER])
     out.keep_changed(REPORT_FILE)
-    write_report(model, images, out.path / REPORT_FILE, names=names)
+    write_report(model, images, out.path / REPORT_FILE, console, names=names)
     out.note([REPORT_FILE])
     return table
 
