@@ -22,7 +22,6 @@ from skdiec.cli.reporting import report
 from skdiec.cli.sampling import sample
 from skdiec.cli.searching import search
 
-
 _UsageError: Any = typer.BadParameter.__base__  # of click, or of the part of it that newer versions of typer hold
 
 

@@ -171,6 +171,10 @@ def fail(message: str, code: int) -> NoReturn:
     message : str
     code : int
         With which it ends.
+
+    Returns
+    -------
+    never
     """
     _write(f"Error: {' '.join(message.split())}")
     raise typer.Exit(code)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skdiec.cli.console import Console, command, show
+from skdiec.cli.console import Console, Report, command, show
 from skdiec.cli.options import Folder, Model, Names, Overwrite, Quiet
 
 if TYPE_CHECKING:
@@ -37,7 +38,15 @@ def write_report(
     from skdiec import report
 
     shown = [images.files.names[row] for row in images.rows]
-    with console.telling("skdiec.report"), console.bar("drawing thumbnails") as progress:
+    with ExitStack() as stack, console.telling("skdiec.report"):
+        bar: Report | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:  # its time begins with the first thumbnail
+                bar = stack.enter_context(console.bar("drawing thumbnails"))
+            bar(done, total)
+
         report.write_report(model, images.paths, path, paths=shown, names=names, progress=progress)
 
 
