@@ -23,6 +23,7 @@ from skdiec.cli import app
 from skdiec.cli.clustering import LABELS_FILE, PARQUET_FILE, SUMMARY_FILE
 from skdiec.cli.console import Console
 from skdiec.cli.reading import find_files, read_images
+from skdiec.report.words import number_found
 from skdiec.sampling import sample_images
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="the command line writes Parquet")
@@ -151,6 +152,26 @@ def test_summary_says_what_was_found(done):
     assert any("denoises these images worse than a straight line" in text for text in summary["warnings"])
     assert "3 clusters of 24 images" in result.stdout
     assert summary["clusters"][1]["typical"][0] in result.stdout
+
+
+def test_number_is_found_where_none_is_asked_for(folder, backbone, done):
+    result = succeed("cluster", folder, "--backbone", backbone, "--quiet")
+    out = folder.with_name("photos-clusters")
+    model, summary = skdiec.load(out / "model"), json.loads((out / SUMMARY_FILE).read_text())
+    verdict = number_found(model).verdict
+    assert summary["number"]["verdict"] == verdict
+    assert summary["number"]["scores"]["n_clusters"] == [2, 3]  # of 24 images
+    assert_allclose(summary["number"]["scores"]["silhouette"], model.n_clusters_scores_["silhouette"])
+    assert verdict in result.stdout
+    assert verdict in (out / "report.html").read_text("utf-8")
+    assert json.loads((done[1] / SUMMARY_FILE).read_text())["number"] is None
+    assert "their number" not in done[2].stdout
+
+
+def test_names_of_files_are_found_once(folder):
+    files = find_files(folder, Console(quiet=True))
+    assert files.names[0] == "00.png"
+    assert files.names is files.names  # of many files, that takes seconds
 
 
 def test_another_run_trains_nothing_anew_and_replaces_what_it_wrote(done):
@@ -312,12 +333,12 @@ def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):
         (["-k", "3", "--copy", "--link"], "--copy and --link exclude each other"),
         (
             ["-k", "3", "--image-shape", "8"],
-            "image_shape must be (height, width) or three numbers with the channels; got",
+            "--image-shape must be (height, width) or three numbers with the channels; got",
         ),
-        (["-k", "3", "--image-shape", "70000,8"], "image_shape must have sides of at most 65,536"),
+        (["-k", "3", "--image-shape", "70000,8"], "--image-shape must have sides of at most 65,536"),
         (["-k", "3", "--image-shape", "8,x"], "--image-shape must be whole numbers with commas between; got '8,x'"),
-        (["-k", "3", "--epochs", "0"], "epochs must be an int of at least 1; got 0"),
-        (["-k", "3", "--minutes", "-1"], "max_minutes must be a number above 0, or None; got -1.0"),
+        (["-k", "3", "--epochs", "0"], "--epochs must be a whole number of at least 1; got '0'"),
+        (["-k", "3", "--minutes", "-1"], "--minutes must be a number above 0; got '-1'"),
         (["-k", "3", "--backbone", "nowhere"], "there is no folder 'nowhere'"),
         (["-k", "3", "--names", "{here}/four.csv"], "four.csv names cluster 3; there are 3, from 0 to 2"),
         (
@@ -376,7 +397,7 @@ def test_what_holds_no_images_is_told_of(name, message, tmp_path):
 
 def test_files_that_skdiec_did_not_write_are_not_replaced(folder, tmp_path):
     out = tmp_path / "out"
-    assert run("cluster", folder, "-k", 3, "--backbone", "nowhere", "--out", out).exit_code == 2
+    assert run("search", folder, "-k", 3, *QUICK, "--out", out).exit_code == 0
     (out / SUMMARY_FILE).write_text("of the user")
     result = run("cluster", folder, "-k", 3, *QUICK, "--out", out)
     assert result.exit_code == 2
@@ -525,7 +546,7 @@ def reports(monkeypatch):
     calls = []
     fake = ModuleType("skdiec.report")
 
-    def write_report(model, X, path, *, paths, names):
+    def write_report(model, X, path, *, paths, names, progress):
         calls.append((len(model.labels_), [Path(image).read_bytes() for image in X], paths, names))
         Path(path).write_text("the report")
 

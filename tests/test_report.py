@@ -371,6 +371,58 @@ def test_figures_are_graded():
     assert (only.value, only.grade) == ("100 %", "good")
 
 
+def scored(silhouette, modularity, n_clusters=(2, 3, 4, 5, 6, 7, 8, 9, 10)):
+    counts = np.array(n_clusters)
+    peaks = {"silhouette": silhouette, "modularity": modularity}
+    return {"n_clusters": counts, **{name: 1.0 / (1 + abs(counts - peak)) for name, peak in peaks.items()}}
+
+
+@pytest.mark.parametrize(
+    ("silhouette", "modularity", "cut", "grade", "verdict"),
+    [
+        (5, 6, 0.4, "good", "Two scores agree on it."),
+        (8, 5, 0.4, "fair", "Two scores agree roughly: compare it with up to 8."),
+        (3, 7, 0.4, "poor", "Two scores disagree: it may be anything from 3 to 7."),
+        (10, 10, 0.4, "poor", "There may be more: no higher number was looked at"),
+        (5, 5, 0.95, "poor", "There may be no clusters"),
+        (5, 5, np.nan, "good", "Two scores agree on it."),
+    ],
+)
+def test_number_that_was_found_is_graded(silhouette, modularity, cut, grade, verdict):
+    chosen = min(silhouette, modularity)
+    model = fitted(n_clusters_=chosen, n_clusters_scores_=scored(silhouette, modularity), cut_over_noise_=cut)
+    found = words.figures(model, members([[0.6, 0.3, 0.1]]))[0]
+    assert (found.name, found.value, found.grade) == ("Number of clusters", str(chosen), grade)
+    assert found.verdict.startswith(verdict)
+    assert f"silhouette is highest at {silhouette} clusters, modularity at {modularity}" in found.explanation
+
+
+def test_number_that_was_not_found_is_not_graded():
+    assert words.number_found(fitted()) is None
+    nothing = {name: np.empty(0) for name in ("n_clusters", "silhouette", "modularity")}
+    assert words.number_found(fitted(n_clusters_=1, n_clusters_scores_=nothing)) is None
+
+
+def test_progress_counts_the_thumbnails(model, images, tmp_path):
+    told = []
+    path = write_report(model, images, tmp_path / "report.html", progress=lambda *counts: told.append(counts))
+    drawn = len(images) + sum(len(unpack(level["rows"])) for level in Page(path).data["levels"][1:])
+    assert told == [(done, drawn) for done in range(1, drawn + 1)]
+
+
+def test_curve_of_the_number_is_what_the_fit_has_found(page, make_model, images, tmp_path):
+    assert page.data["number"] is None
+    model = make_model("auto").fit(images)
+    written = Page(write_report(model, images, tmp_path / "report.html"))
+    number = written.data["number"]
+    assert number["chosen"] == model.n_clusters_ == 3
+    assert_array_equal(number["counts"], model.n_clusters_scores_["n_clusters"])
+    for name in ("silhouette", "modularity"):
+        assert_allclose(number["scores"][name], model.n_clusters_scores_[name], rtol=1e-4)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert text.count(words.number_found(model).verdict) == 2  # in the headline, and beside the curves
+
+
 def test_lead_says_where_the_number_is_from():
     assert words.lead(fitted(), 0, 0) == "As many as were asked for; the tree below has every other number."
     assert words.lead(fitted(n_clusters="auto"), 1, 4).startswith("The fit has found this number itself")

@@ -63,10 +63,13 @@ def browser():
 
 @pytest.fixture
 def open_report(browser, report):
-    """Opens the report; keywords are those of a browser's context. Nothing may be told of in its console."""
+    """Opens a report, by default that of `model`; keywords are those of a browser's context.
+
+    Nothing may be told of in its console.
+    """
     told, contexts = [], []
 
-    def open_report(*, before="", **settings):
+    def open_report(file=report, *, before="", **settings):
         context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **settings})
         contexts.append(context)
         if before:
@@ -78,7 +81,7 @@ def open_report(browser, report):
         page.on("dialog", lambda dialog: (told.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else
                 told.append(request.url))  # fmt: skip
-        page.goto(report.as_uri())
+        page.goto(file.as_uri())
         page.locator("html[data-ready]").wait_for()
         return page
 
@@ -439,6 +442,34 @@ def test_heat_map_marks_the_chosen_representation(page, model):
     page.locator("#pooling").select_option(index=1 - pooling)
     assert page.locator("#heat td.best").count() == 0
     assert page.locator("#curves .curve").count() == 5
+
+
+def test_curves_of_the_number_mark_the_chosen_one(open_report, make_model, folder, tmp_path):
+    model = make_model("auto").fit(folder)
+    page = open_report(write_report(model, folder, tmp_path / "report.html"))
+    scores = model.n_clusters_scores_
+    curves = page.locator("#number .curve")
+    assert [curve.is_visible() for curve in curves.all()] == [True, True]
+    for curve, name in zip(curves.all(), ("silhouette", "modularity"), strict=True):
+        best = scores["n_clusters"][scores[name].argmax()]
+        label = curve.locator("svg").get_attribute("aria-label")
+        assert label.lower().startswith(f"{name} of 2 to {scores['n_clusters'][-1]} clusters, highest at {best};")
+        assert label.endswith(f"; {model.n_clusters_} were chosen")
+        points = curve.locator("circle")
+        assert points.count() == len(scores["n_clusters"])
+        assert points.locator("title").first.text_content() == f"2 clusters: {scores[name][0]:.3g}"
+        # The line stands at the point of the chosen number, the mark on the highest one.
+        chosen = points.nth(int(np.flatnonzero(scores["n_clusters"] == model.n_clusters_)[0]))
+        line = curve.locator(".mark-line")
+        assert float(line.get_attribute("x1")) == pytest.approx(float(chosen.get_attribute("cx")), abs=0.1)
+        heights = [float(point.get_attribute("cy")) for point in points.all()]
+        assert heights[scores[name].argmax()] == min(heights) == float(curve.locator(".best").get_attribute("cy"))
+    assert page.locator(".figure", has_text="Number of clusters").locator("strong").inner_text() == "3"
+
+
+def test_no_curve_of_a_number_that_was_asked_for(page):
+    assert page.locator("#number").is_hidden()
+    assert page.locator("#number").inner_html().strip() == ""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

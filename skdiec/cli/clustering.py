@@ -13,7 +13,7 @@ import typer
 
 from skdiec._version import __version__
 from skdiec.cli.console import Console, command, json_of, show, show_json, shown_path
-from skdiec.cli.fitting import Request, check_number, fit, goes_on, read_for_fit
+from skdiec.cli.fitting import Request, check_number, checked, fit, goes_on, read_for_fit
 from skdiec.cli.options import (
     DEFAULT_MINUTES,
     AsJson,
@@ -117,6 +117,7 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
     names = {} if task.names is None else read_names(task.names)
     n_clusters: int | Literal["auto"] = "auto" if task.n_clusters is None else task.n_clusters
     init: str | NDArray = "graph"
+    request = checked(request, console)
     files = find_files(task.folder, console, leave_out=task.place)
     start = None if task.labels is None else read_labels(task.labels, files)
     if start is not None:
@@ -174,7 +175,7 @@ def _write(
         model.save(out.path / MODEL_FOLDER)
     out.note([MODEL_FOLDER])
     out.keep_changed(REPORT_FILE)
-    write_report(model, images, out.path / REPORT_FILE, names=names)
+    write_report(model, images, out.path / REPORT_FILE, console, names=names)
     out.note([REPORT_FILE])
     return table
 
@@ -218,6 +219,7 @@ def _summary(
             for row, problem in sorted(images.files.problems.items())
         ],
         "clusters": clusters,
+        "number": _number(model),
         "representation": {"layer": best.layer, "timestep": best.timestep, "pooling": best.pooling},
         "scores": {
             "cut_over_noise": model.cut_over_noise_,
@@ -237,6 +239,18 @@ def _summary(
     }
 
 
+def _number(model: DiffusionEmbeddedClustering) -> dict[str, Any] | None:
+    """Return how the number of clusters was found, None where it was asked for."""
+    if not hasattr(model, "n_clusters_scores_"):
+        return None
+    from skdiec.report.words import number_found
+
+    found = number_found(model)
+    if found is None:
+        return None
+    return {"grade": found.grade, "verdict": found.verdict, "scores": model.n_clusters_scores_}
+
+
 def _parameters(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
     return {name: value for name, value in model.get_params().items() if not hasattr(value, "get_params")}
 
@@ -253,8 +267,11 @@ def _in_words(summary: Mapping[str, Any], place: Path) -> str:
         lines.append(f"{found['cluster']:>7}  {found['images']:>7,}  {sure:>5}  {label}{typical}")
     if len(clusters) > _SHOWN_CLUSTERS:
         lines.append(f"... and {len(clusters) - _SHOWN_CLUSTERS} more, in {SUMMARY_FILE}")
-    cut = summary["scores"]["cut_over_noise"]
+    cut, number = summary["scores"]["cut_over_noise"], summary["number"]
     lines.append("")
+    if number is not None:
+        lines.append(f"How sure their number is: {number['grade']}. {number['verdict']}")
+        lines.append("-k asks for another number, and nothing is trained anew.")
     if math.isfinite(cut):
         lines.append(f"How far apart they are: {cut:.2f} of the cut of noise (0 is best; at 1 there are no clusters).")
     lines.append(f"In {duration(summary['seconds']['total'])}; the results are in {shown_path(place)}")

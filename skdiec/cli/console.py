@@ -14,12 +14,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 """What the command was called with."""
+
+_OPTIONS = {
+    "max_minutes": "minutes",
+    "random_state": "seed",
+    **{name: name.replace("_", "-") for name in ("image_shape", "value_range", "device", "backbone", "architecture")},
+    **{
+        name: name.replace("_", "-") for name in ("channels", "layers_per_block", "patch_size", "max_timestep", "dtype")
+    },
+}
+"""Options by the parameters that the library's errors name."""
 
 QUIET_SECONDS = 2.0
 """How long a piece of work may take before its progress is shown."""
@@ -150,6 +160,22 @@ def command(
         message, code = f"stopped; {goes_on()}", 130
     else:
         return
+    fail(_by_option(message), code)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Tell of an error in one line, and end the program.
+
+    Parameters
+    ----------
+    message : str
+    code : int
+        With which it ends.
+
+    Returns
+    -------
+    never
+    """
     _write(f"Error: {' '.join(message.split())}")
     raise typer.Exit(code)
 
@@ -320,6 +346,12 @@ def _lines(text: str) -> Report:
             _write(tqdm.format_meter(done, total, now - started, rate=rate or None, prefix=text, bar_format=_LINE))
 
     return report
+
+
+def _by_option(message: str) -> str:
+    """Return an error of the library with the option in place of the parameter."""
+    name, space, rest = message.partition(" ")
+    return f"--{_OPTIONS[name]}{space}{rest}" if name in _OPTIONS else message
 
 
 class _Saying(logging.Handler):

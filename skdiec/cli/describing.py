@@ -27,8 +27,10 @@ def info(
 
         model = model_folder(path)
         if model is not None:
+            console.say("loading the model")
             found = _model(model)
         elif is_backbone(path):
+            console.say("loading the backbone")
             found = _backbone(path)
         else:
             found = _images(path, console)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from skdiec.cli.console import Console, StageProgress, command_line, shown_path
 from skdiec.cli.output import WORK_FOLDER, OutputFolder, default_output
+from skdiec.images import checked_image_shape
 from skdiec.messages import duration
 
 if TYPE_CHECKING:
@@ -53,6 +55,48 @@ class Request:
     device: str | None
 
 
+def checked(request: Request, console: Console) -> Request:
+    """Return what is asked for, with the size of the backbone's images where none is stated.
+
+    Parameters
+    ----------
+    request : Request
+    console : Console
+
+    Returns
+    -------
+    Request
+
+    Raises
+    ------
+    ValueError
+        For an image shape, a device or a backbone that there is not: before any file is looked at.
+    """
+    if request.image_shape is not None:
+        checked_image_shape(request.image_shape, None if len(request.image_shape) == 2 else 1)
+    if request.device is None and request.backbone is None:
+        return request
+    tell_of_loading(console)
+    from skdiec.backbones import default_device, load_backbone
+
+    default_device(request.device)
+    if request.backbone is None:
+        return request
+    backbone = load_backbone(request.backbone)
+    return request if request.image_shape is not None else replace(request, image_shape=backbone.image_shape)
+
+
+def tell_of_loading(console: Console) -> None:
+    """Say that libraries are loaded, where they are not: the first time this takes long.
+
+    Parameters
+    ----------
+    console : Console
+    """
+    if "diffusers" not in sys.modules:
+        console.say("loading torch and diffusers, which takes longest the first time")
+
+
 def check_number(n_clusters: int | Literal["auto"], files: Files) -> None:
     """Raise ValueError for more clusters than there are images.
 
@@ -86,13 +130,12 @@ def read_for_fit(request: Request, files: Files, out: OutputFolder, console: Con
     """
     from skdiec.cli.reading import read_images
 
-    shape = request.image_shape
-    if shape is None and request.backbone is not None:
-        from skdiec.backbones import load_backbone
-
-        shape = load_backbone(request.backbone).image_shape
     return read_images(
-        files, console, image_shape=shape, value_range=request.value_range, map_file=out.work / _MAP_FILE
+        files,
+        console,
+        image_shape=request.image_shape,
+        value_range=request.value_range,
+        map_file=out.work / _MAP_FILE,
     )
 
 
@@ -121,6 +164,7 @@ def fit(
     DiffusionEmbeddedClustering
         As if it had been fitted on the files.
     """
+    tell_of_loading(console)
     from skdiec import DiffusionEmbeddedClustering, Pretraining
     from skdiec.backbones.folders import locked
 

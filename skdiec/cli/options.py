@@ -2,10 +2,65 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str | int], int]:
+    """Return what reads a whole number between two limits from the text of an option.
+
+    Parameters
+    ----------
+    least : int
+    most : int, default=None
+
+    Returns
+    -------
+    callable
+        It raises typer.BadParameter for another text.
+    """
+    limits = f"of at least {least}" if most is None else f"between {least} and {most}"
+
+    def read(text: str | int) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise typer.BadParameter(f"must be a whole number {limits}; got {text!r}")
+        return value
+
+    return read
+
+
+def positive(text: str | float) -> float:
+    """Return the number in the text of an option.
+
+    Parameters
+    ----------
+    text : str or float
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    typer.BadParameter
+        Where it is none, infinite, or not above 0.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise typer.BadParameter(f"must be a number above 0; got {text!r}")
+    return value
+
 
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Folder of images, or a text file with the path of one in each line.")
@@ -23,9 +78,17 @@ Backbone = Annotated[
     typer.Option(help="Diffusion model to take instead of training one: a folder, or an id of the Hugging Face Hub."),
 ]
 Minutes = Annotated[
-    float, typer.Option(help="Time for the training of the backbone. What follows takes some minutes more.")
+    float,
+    typer.Option(
+        parser=positive,
+        metavar="NUMBER",
+        help="Time for the training of the backbone. What follows takes some minutes more.",
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the images at most, in the training of the backbone.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(parser=whole(1), metavar="N", help="Passes over the images at most, in the training of the backbone."),
+]
 ImageShape = Annotated[
     str | None,
     typer.Option(metavar="HEIGHT,WIDTH", help="Size that images are read at; found from the files if not said."),
@@ -33,7 +96,9 @@ ImageShape = Annotated[
 ValueRange = Annotated[
     str | None, typer.Option(metavar="LOW,HIGH", help="Black and white in files of over 8 bits, such as 0,4095.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
+Seed = Annotated[
+    int, typer.Option(parser=whole(0, 2**32 - 1), metavar="N", help="Seed of all that is drawn at random.")
+]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; a GPU where there is one, if not said.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]

@@ -44,12 +44,15 @@ def predict(
             if out.suffix not in (".csv", ".parquet"):
                 raise ValueError(f"--out must end in .csv or .parquet; got {out.name}")
             check_new(out, overwrite=overwrite)
-        found = {} if names is None else read_names(names)
+        found, stated = {} if names is None else read_names(names), limits("value-range", value_range)
         files = find_files(folder, console)
         console.say("loading the model")
+        from skdiec.backbones import default_device
+
+        default_device(device)  # wrong ones are told of before the images are read
         fitted = load_model(model)
         check_names(found, len(fitted.cluster_centers_), names)
-        levels = file_range(fitted, files, limits("value-range", value_range))
+        levels = file_range(fitted, files, stated)
         images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
         fitted.set_params(channel_axis=1, image_shape=None, value_range=levels, device=device)
         embedding = _embed(fitted, images.pixels, console)

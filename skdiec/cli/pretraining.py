@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from skdiec.cli.console import command
-from skdiec.cli.options import limits, numbers
+from skdiec.cli.fitting import tell_of_loading
+from skdiec.cli.options import Device, Quiet, Seed, limits, numbers, positive, whole
 from skdiec.datasets import DATASETS, load_dataset
 
 CHECKSUM_FILE = "SHA256SUMS"
 """Checksum of the weights, beside them, for ``sha256sum --check``."""
+
+Count = partial(typer.Option, parser=whole(1), metavar="N")
 
 
 def pretrain(
@@ -28,31 +32,31 @@ def pretrain(
     data: Annotated[Path | None, typer.Option(help="Folder to take the data set from, instead of a download.")] = None,
     image_shape: Annotated[str | None, typer.Option(help="HEIGHT,WIDTH that image files are scaled to.")] = None,
     value_range: Annotated[str | None, typer.Option(help="LOW,HIGH: black and white in files of over 8 bits.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per training step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
+    epochs: Annotated[int | None, Count(help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, Count(help="Images per training step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(parser=positive, metavar="NUMBER", help="Peak of the schedule.")
+    ] = None,
     architecture: Annotated[str, typer.Option(help="What is trained: unet or transformer.")] = "unet",
     channels: Annotated[
         str | None, typer.Option(help="Channels of each resolution, such as 32,64,128; of a transformer, such as 96.")
     ] = None,
     layers_per_block: Annotated[
-        int | None, typer.Option(help="Residual blocks in each resolution, or blocks of a transformer.")
+        int | None, Count(help="Residual blocks in each resolution, or blocks of a transformer.")
     ] = None,
     patch_size: Annotated[
-        int | None, typer.Option(help="Side of the squares folded into channels, or made a transformer's tokens.")
+        int | None, Count(help="Side of the squares folded into channels, or made a transformer's tokens.")
     ] = None,
-    max_timestep: Annotated[int | None, typer.Option(help="Highest timestep trained on; 999 to sample too.")] = None,
+    max_timestep: Annotated[int | None, Count(help="Highest timestep trained on; 999 to sample too.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, or bfloat16 at half the size.")] = (
         "float32"
     ),
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    device: Device = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train a compact diffusion model on unlabelled images, and save it as a diffusers pipeline."""
-    with command(quiet, goes_on=lambda: _goes_on(folder)):
-        from skdiec.backbones import pretrain as train_backbone
-
+    with command(quiet, goes_on=lambda: _goes_on(folder)) as console:
         settings: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
@@ -68,6 +72,9 @@ def pretrain(
             "device": device,
         }
         given = {name: value for name, value in settings.items() if value is not None}
+        tell_of_loading(console)
+        from skdiec.backbones import pretrain as train_backbone
+
         X = load_dataset(images, data).images if _is_dataset(images, data) else images
         recipe = train_backbone(X, folder, random_state=seed, verbose=not quiet, **given).recipe
         typer.echo(_write_checksum(folder))

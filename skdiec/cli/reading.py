@@ -50,7 +50,7 @@ class Files:
         others = of_other_depth(self.kinds)
         return any(kind.dtype != np.uint8 for row, kind in self.kinds.items() if row not in others)
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """Paths relative to the root."""
         return [os.path.relpath(path, self.root) for path in self.paths]

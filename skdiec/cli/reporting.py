@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skdiec.cli.console import command, show
+from skdiec.cli.console import Console, Report, command, show
 from skdiec.cli.options import Folder, Model, Names, Overwrite, Quiet
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 
-def write_report(model: DiffusionEmbeddedClustering, images: Images, path: Path, *, names: Mapping[int, str]) -> None:
+def write_report(
+    model: DiffusionEmbeddedClustering, images: Images, path: Path, console: Console, *, names: Mapping[int, str]
+) -> None:
     """Write the report of a fit.
 
     Parameters
@@ -28,13 +31,23 @@ def write_report(model: DiffusionEmbeddedClustering, images: Images, path: Path,
         Those of the fit. They are read again, for thumbnails that are sharper than what was clustered.
     path : Path
         Of the HTML file.
+    console : Console
     names : mapping of int to str
         Of clusters.
     """
     from skdiec import report
 
     shown = [images.files.names[row] for row in images.rows]
-    report.write_report(model, images.paths, path, paths=shown, names=names)
+    with ExitStack() as stack, console.telling("skdiec.report"):
+        bar: Report | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:  # its time begins with the first thumbnail
+                bar = stack.enter_context(console.bar("drawing thumbnails"))
+            bar(done, total)
+
+        report.write_report(model, images.paths, path, paths=shown, names=names, progress=progress)
 
 
 def report(
@@ -65,5 +78,5 @@ def report(
                 f"{folder} must hold the {len(fitted.labels_)} images that the model was fitted on; it has "
                 f"{len(images.rows)}"
             )
-        write_report(fitted, images, out, names=found)
+        write_report(fitted, images, out, console, names=found)
         show(f"{out}")

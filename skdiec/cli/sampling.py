@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skdiec.cli.console import command, show
-from skdiec.cli.options import Device, Overwrite, Quiet, Seed
+from skdiec.cli.options import Device, Overwrite, Quiet, Seed, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +21,8 @@ def sample(
         Path, typer.Argument(metavar="BACKBONE_OR_MODEL", help="Folder of a diffusion model, or of a saved model.")
     ],
     out: Annotated[Path, typer.Option(metavar="PNG", help="Picture to write.")] = Path("samples.png"),
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of new images.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Passes through the network for each.")] = 50,
+    n: Annotated[int, typer.Option("-n", parser=whole(1), metavar="N", help="Number of new images.")] = 16,
+    steps: Annotated[int, typer.Option(parser=whole(1), metavar="N", help="Passes through the network for each.")] = 50,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,

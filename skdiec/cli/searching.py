@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skdiec.cli.console import command, show, show_json, shown_path
-from skdiec.cli.fitting import Request, check_number, fit, goes_on, read_for_fit
+from skdiec.cli.fitting import Request, check_number, checked, fit, goes_on, read_for_fit
 from skdiec.cli.options import (
     DEFAULT_MINUTES,
     AsJson,
@@ -58,6 +58,7 @@ def search(
         from skdiec.cli.reading import find_files
         from skdiec.cli.tables import csv_of, rows_of
 
+        request = checked(request, console)
         files = find_files(folder, console, leave_out=place)
         check_number(n_clusters, files)
         results = OutputFolder(place, console)

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def gather(
     image_names: Sequence[str] | None,
     cluster_names: Sequence[str],
     title: str,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Content:
     """Find all that a report shows.
 
@@ -80,19 +81,20 @@ def gather(
     cluster_names : sequence of str
         Empty where a cluster has none.
     title : str
+    progress : callable, default=None
+        Called as ``progress(done, total)`` while thumbnails are drawn.
 
     Returns
     -------
     Content
     """
-    logger.info("report: who belongs where")
     members = membership(model)
     far, relative = far_images(model)
-    logger.info("report: map of %s images", f"{len(source):,}")
+    logger.info("drawing the map of %s images", f"{len(source):,}")
     places = draw_map(model.embedding_)
-    logger.info("report: thumbnails")
-    levels, sketches = _thumbnails(model, source, members, far[:_MAX_FAR])
-    logger.info("report: near-duplicates")
+    logger.info("drawing thumbnails")
+    levels, sketches = _thumbnails(model, source, members, far[:_MAX_FAR], progress)
+    logger.info("looking for near-duplicates")
     alike = alike_images(model.embedding_, model.labels_, model.fine_labels_, sketches)
     data: dict[str, Any] = {
         "title": title,
@@ -119,6 +121,7 @@ def gather(
             "images": int(sum(map(len, alike))),
             "groups": [[len(rows), rows[:_MAX_OF_GROUP].tolist()] for rows in alike[:_MAX_GROUPS]],
         },
+        "number": _number(model),
         "search": _search(model),
         "history": _history(model),
     }
@@ -127,27 +130,37 @@ def gather(
 
 
 def _thumbnails(
-    model: DiffusionEmbeddedClustering, source: ImageSource, members: Membership, far: NDArray[np.integer]
+    model: DiffusionEmbeddedClustering,
+    source: ImageSource,
+    members: Membership,
+    far: NDArray[np.integer],
+    progress: Callable[[int, int], object] | None,
 ) -> tuple[list[Sheets], NDArray[np.uint8]]:
     """Draw thumbnails of all images, sharper ones of those that sheets show first, and the sketches of all."""
     n = len(source)
     small, size = thumbnail_source(source, max(MIN_PIXELS, min(MAX_SIDE**2, PIXELS / n)))
-    small = small.in_memory()
     most = PIXELS // (size[0] * size[1])
     rows = None if n <= most else np.sort(np.random.default_rng(0).choice(n, most, replace=False))
     is_drawn = np.ones(n, dtype=bool) if rows is None else np.isin(np.arange(n), rows)
     levels = [Sheets(*size, rows)]
+    sharp, sharp_size = thumbnail_source(source, _SHARP_PIXELS)
+    shown_first = None
+    if sharp_size[0] * sharp_size[1] > 1.5 * size[0] * size[1] or rows is not None:
+        shown_first = _first_shown(model, members, far)
+        levels.append(Sheets(*sharp_size, shown_first))
+    total = n + (0 if shown_first is None else len(shown_first))
     sketches = np.empty((n, SKETCH_SIDE**2), dtype=np.uint8)
     for row, image in enumerate(images_of(small)):
         sketches[row] = sketch(image)
         if is_drawn[row]:
             levels[0].add(image)
-    sharp, sharp_size = thumbnail_source(source, _SHARP_PIXELS)
-    if sharp_size[0] * sharp_size[1] > 1.5 * size[0] * size[1] or rows is not None:
-        shown_first = _first_shown(model, members, far)
-        levels.append(Sheets(*sharp_size, shown_first))
-        for image in images_of(sharp, shown_first):
+        if progress is not None:
+            progress(row + 1, total)
+    if shown_first is not None:
+        for done, image in enumerate(images_of(sharp, shown_first), n + 1):
             levels[1].add(image)
+            if progress is not None:
+                progress(done, total)
     for level in levels:
         level.close()
     return levels, sketches
@@ -224,6 +237,17 @@ def _search(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
             {"images": stage.n_images, "scores": {name: _numbers(scores) for name, scores in stage.scores.items()}}
             for stage in result.stages
         ],
+    }
+
+
+def _number(model: DiffusionEmbeddedClustering) -> dict[str, Any] | None:
+    scores = getattr(model, "n_clusters_scores_", None)
+    if scores is None:
+        return None
+    return {
+        "counts": scores["n_clusters"].tolist(),
+        "chosen": model.n_clusters_,
+        "scores": {name: _numbers(scores[name]) for name in ("silhouette", "modularity")},
     }
 
 

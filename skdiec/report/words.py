@@ -23,6 +23,9 @@ MAX_TEXT = 300
 MOSTLY_CLEAR, HALF_CLEAR = 0.9, 0.6
 """Shares of images that are clearly in their cluster."""
 
+AGREE, ABOUT_AGREE = 1.2, 2.0
+"""Two scores say about the same number of clusters if one's is at most so many times that of the other."""
+
 GOOD, FAIR, POOR = "good", "fair", "poor"
 
 
@@ -174,12 +177,52 @@ def figures(model: Any, membership: Membership) -> list[Figure]:
     list of Figure
         Without those that the fit has not.
     """
-    found = [_clearness(model, membership)]
+    number = number_found(model)
+    found = [_clearness(model, membership)] if number is None else [number, _clearness(model, membership)]
     if not math.isnan(model.stability_):
         found.append(_stability(model.stability_))
     if not math.isnan(model.cut_over_noise_):
         found.append(_separation(model.cut_over_noise_))
     return found
+
+
+def number_found(model: Any) -> Figure | None:
+    """Say how sure the number of clusters is.
+
+    Parameters
+    ----------
+    model : DiffusionEmbeddedClustering
+        Fitted.
+
+    Returns
+    -------
+    Figure or None
+        None where the fit has not found the number itself, or had too few images for it.
+    """
+    scores = getattr(model, "n_clusters_scores_", None)
+    if scores is None or not len(scores["n_clusters"]):
+        return None
+    best = {name: int(scores["n_clusters"][scores[name].argmax()]) for name in ("silhouette", "modularity")}
+    low, high = sorted(best.values())
+    grade, verdict = (
+        (POOR, "There may be no clusters: these are hardly better than those of noise.")
+        if model.cut_over_noise_ > HARDLY_BETTER
+        else (POOR, "There may be more: no higher number was looked at, so try one.")
+        if low == scores["n_clusters"][-1] and len(scores["n_clusters"]) > 1
+        else (GOOD, "Two scores agree on it.")
+        if high <= AGREE * low
+        else (FAIR, f"Two scores agree roughly: compare it with up to {high}.")
+        if high <= ABOUT_AGREE * low
+        else (POOR, f"Two scores disagree: it may be anything from {low} to {high}. Compare them in the tree.")
+    )
+    return Figure(
+        "Number of clusters",
+        str(model.n_clusters_),
+        grade,
+        verdict,
+        f"The silhouette is highest at {best['silhouette']} clusters, modularity at {best['modularity']}. Both tend to "
+        "be highest at too many, so the smaller number is taken.",
+    )
 
 
 def _clearness(model: Any, membership: Membership) -> Figure:

@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import platform
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from skdiec.images import FileImages, ImageSource
 from skdiec.messages import shown
 from skdiec.report.content import Content, as_base64, as_json, gather
 from skdiec.report.paths import short_names
-from skdiec.report.words import advice_on, figures, lead
+from skdiec.report.words import advice_on, figures, lead, number_found
 
 MAX_NAME = 120
 """Characters of a cluster's name, and of the title."""
@@ -41,6 +41,7 @@ def write_report(
     paths: Sequence[str | os.PathLike] | None = None,
     names: Sequence[str] | Mapping[int, str] | None = None,
     title: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Path:
     """Write what a fit has found as one HTML file, which needs nothing else to be opened: no network, no server.
 
@@ -67,6 +68,8 @@ def write_report(
         Names of the clusters.
     title : str, default=None
         None is the name of the folder, or "Report".
+    progress : callable, default=None
+        Called as ``progress(done, total)`` while thumbnails are drawn, which takes longest.
 
     Returns
     -------
@@ -121,7 +124,7 @@ def write_report(
         raise ValueError(f"X must be the {n_samples} images of fit; got {len(source)}")
     image_names = _image_names(paths, X, source, n_samples)
     title = _checked_title(title, X)
-    content = gather(model, source, image_names, checked_names, title)
+    content = gather(model, source, image_names, checked_names, title, progress)
     _write(target, _filled(model, content))
     return target
 
@@ -204,6 +207,7 @@ def _filled(model: DiffusionEmbeddedClustering, content: Content) -> str:
         found=len(np.unique(model.labels_)),
         lead=lead(model, content.n_far, content.n_alike),
         figures=figures(model, content.members),
+        number=number_found(model),
         advice=advice_on(model.warnings_),
         stages=[(name, seconds) for name, seconds in model.fit_seconds_.items()],
         parameters=_parameters(model),

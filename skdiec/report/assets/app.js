@@ -38,6 +38,7 @@ listeners.push(showDock, showCards, drawTree, showLegend, redraw, showEdits, () 
 setState(kept() ?? start());
 showSearch();
 showCurves();
+showNumber();
 showOdd();
 new ResizeObserver(sizeMap).observe(map.canvas);
 new ResizeObserver(drawTree).observe($("tree"));

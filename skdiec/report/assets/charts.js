@@ -64,23 +64,48 @@ function showCurves() {
   const { terms, warmup } = DATA.history;
   const curves = Object.entries(TERMS).flatMap(([name, [title, note]]) => {
     const values = (terms[name] ?? []).map((value, epoch) => [epoch, value]).filter(([, value]) => value !== null);
-    return values.length > 1 && values.at(-1)[0] > 0 ? [curve(title, note, values, terms[name].length - 1, warmup, name === "changed")] : [];
+    const last = terms[name]?.length - 1, isShare = name === "changed", shown = (value) => (isShare ? percent(value) : value.toPrecision(3));
+    if (values.length < 2 || values.at(-1)[0] === 0) return [];
+    const label = `${title} from ${shown(values[0][1])} to ${shown(values.at(-1)[1])} over ${last} epochs`;
+    const mark = warmup > 0 && warmup < last ? warmup + 0.5 : null;
+    return [curve({ title, note, label, values, ends: [[0, "0"], [last, `epoch ${last}`]], low: isShare ? 0 : null, mark, shown }).box];
   });
   $("curves").replaceChildren(...(curves.length ? curves : [make("p", { className: "note", textContent: "Nothing was trained: images went to the nearest mean of the initial clusters." })]));
 }
 
-function curve(title, note, values, last, warmup, isShare) {
+// The scores by which the fit has found the number of clusters itself.
+function showNumber() {
+  const { counts, chosen, scores } = DATA.number ?? { counts: [] };
+  if (counts.length < 2) return;
+  $("number").replaceChildren(...Object.entries(scores).map(([name, found]) => {
+    const values = counts.map((count, place) => [count, found[place]]), best = values[found.indexOf(Math.max(...found))];
+    const title = name === "silhouette" ? "Silhouette" : "Modularity", shown = (value) => value.toPrecision(3);
+    const note = `highest at ${best[0]}`, label = `${title} of ${counts[0]} to ${counts.at(-1)} clusters, highest at ${best[0]}; ${chosen} were chosen`;
+    const { box, picture, at } = curve({
+      title, note, label, values, ends: [[counts[0], counted(counts[0], "cluster", "clusters")], [counts.at(-1), String(counts.at(-1))]], mark: chosen, shown,
+    });
+    for (const [count, value] of values) {
+      const [cx, cy] = at(count, value), point = svg("circle", { cx, cy, r: count === best[0] ? 3.5 : 4, class: count === best[0] ? "best" : "" });
+      point.append(svg("title", {}, `${counted(count, "cluster", "clusters")}: ${shown(value)}`));
+      picture.append(point);
+    }
+    return box;
+  }));
+}
+
+// A curve, its picture, and where a point of it is. `mark` is a place on the horizontal axis.
+function curve({ title, note, label, values, ends, low = null, mark = null, shown }) {
   const [width, height, left, bottom] = [240, 120, 38, 104];
-  const low = isShare ? 0 : Math.min(...values.map(([, value]) => value)), high = Math.max(...values.map(([, value]) => value), low + 1e-9);
-  const x = (epoch) => left + epoch / last * (width - left - 6), y = (value) => bottom - (value - low) / (high - low) * (bottom - 10);
-  const shown = (value) => (isShare ? percent(value) : value.toPrecision(3));
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} from ${shown(values[0][1])} to ${shown(values.at(-1)[1])} over ${last} epochs` });
+  low ??= Math.min(...values.map(([, value]) => value));
+  const high = Math.max(...values.map(([, value]) => value), low + 1e-9), [[first, firstText], [last, lastText]] = ends;
+  const x = (place) => left + (place - first) / (last - first) * (width - left - 6), y = (value) => bottom - (value - low) / (high - low) * (bottom - 10);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   picture.append(svg("line", { x1: left, x2: width, y1: bottom, y2: bottom }), svg("line", { x1: left, x2: width, y1: 10, y2: 10 }));
-  if (warmup > 0 && warmup < last) picture.append(svg("line", { class: "warmup", x1: x(warmup + 0.5), x2: x(warmup + 0.5), y1: 10, y2: bottom }));
-  picture.append(svg("polyline", { points: values.map(([epoch, value]) => `${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }),
+  if (mark !== null) picture.append(svg("line", { class: "mark-line", x1: x(mark), x2: x(mark), y1: 10, y2: bottom }));
+  picture.append(svg("polyline", { points: values.map(([place, value]) => `${x(place).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }),
     svg("text", { x: left - 5, y: 13, "text-anchor": "end" }, shown(high)), svg("text", { x: left - 5, y: bottom, "text-anchor": "end" }, shown(low)),
-    svg("text", { x: left, y: height - 2 }, "0"), svg("text", { x: width - 6, y: height - 2, "text-anchor": "end" }, `epoch ${last}`));
+    svg("text", { x: left, y: height - 2 }, firstText), svg("text", { x: width - 6, y: height - 2, "text-anchor": "end" }, lastText));
   const heading = make("p", {}, make("b", { textContent: title }), " ", make("small", { textContent: note }));
-  return make("div", { className: "curve" }, heading, picture);
+  return { box: make("div", { className: "curve" }, heading, picture), picture, at: (place, value) => [x(place).toFixed(1), y(value).toFixed(1)] };
 }
 
