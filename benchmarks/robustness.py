@@ -266,7 +266,9 @@ def measure(
                 continue
             if method == "ClustPy IDEC" and len(y) > MAX_IDEC_IMAGES:
                 continue
-            run = (ours, case, folder, fonts, seed, work) if method == OURS else (peer, method, case, folder, fonts, seed)
+            run = (
+                (ours, case, folder, fonts, seed, work) if method == OURS else (peer, method, case, folder, fonts, seed)
+            )
             found, seconds, _ = in_new_process(*run)
             initial = found.pop("initial", None)
             row = {
