@@ -77,8 +77,8 @@ def test_measured_functions_run_in_a_process_of_their_own(common):
 @pytest.mark.parametrize(
     "name",
     [
-        "ablations", "architectures", "criteria", "files", "fit", "partition", "pretrained", "pretraining", "report",
-        "scale", "search",
+        "ablations", "architectures", "criteria", "files", "fit", "guard", "latents", "partition", "pretrained",
+        "pretraining", "report", "scale", "search",
     ],
 )  # fmt: skip
 def test_tables_are_made_of_the_measured_rows(benchmark, common, name):

@@ -124,6 +124,17 @@ def test_every_cell_of_the_families_has_a_test_that_runs_for_its_family():
     assert used == set(listed)
 
 
+def test_every_test_that_the_page_of_families_names_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "families.md").read_text()))
+    there = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (\w+)", path.read_text(), re.M)
+    }
+    assert len(named) > 20
+    assert named - there == set()
+
+
 @pytest.mark.filterwarnings("ignore:training collapsed")
 def test_example_of_an_own_family_runs(monkeypatch, tmp_path, planted):
     from skdiec.backbones import families
