@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import NAMES
+from accuracy import NAMES as WITH_BACKBONES
 from common import (
     BACKBONES,
     Results,
@@ -32,6 +32,7 @@ from scipy.stats import spearmanr
 
 from skdiec.datasets import load_dataset
 
+NAMES = {**WITH_BACKBONES, "signs": "hand signs"}
 N_IMAGES = 2000
 TIMESTEPS = (10, 25, 50, 75, 100, 150, 200, 250, 300, 400)
 POOLINGS = (1, 2, 4)
@@ -166,17 +167,28 @@ def table(results: Results) -> list[str]:
             correlation, regret = quality(results.find(dataset=name), criterion)
             cells += [f"{correlation:.2f}", f"{regret:.3f}"]
         lines.append([title, *cells])
-    best = [f"{NAMES[name]} {mean_accuracy(results.find(dataset=name)).max():.3f}" for name in names]
+    cells = [(NAMES[name], *chosen(results.find(dataset=name))) for name in names]
     seeds = [f"{NAMES[name]} {len({row['seed'] for row in results.find(dataset=name)})}" for name in names]
     return [
         *markdown_table(header, lines),
         "",
         f"{N_IMAGES:,} random images (digits: 1,797) for each seed; {len(TIMESTEPS)} timesteps x all blocks x poolings "
-        f"{', '.join(map(str, POOLINGS))}; one noise draw. Seeds: {', '.join(seeds)}. ACC of the best cell (of every "
-        f"cell, the mean over the seeds): {', '.join(best)}.",
+        f"{', '.join(map(str, POOLINGS))}; one noise draw. Seeds: {', '.join(seeds)}. ACC of every "
+        "cell: the mean over the seeds. Hand signs: colour photographs of 64 x 64.",
+        "",
+        *markdown_table(("cells, and their ACC", "the best", "Scott's choice", "the default's choice"), cells),
+        "",
         *sources(results),
         "Command: `python benchmarks/criteria.py`.",
     ]
+
+
+def chosen(rows: list[dict[str, str]]) -> list[str]:
+    """Return the best cell by accuracy, and those that Scott and the default choose on the first seed."""
+    accuracy = mean_accuracy(rows)
+    places = [accuracy.argmax(), *(by_seed(rows, criterion)[0].argmax() for criterion in ("scott", "consensus"))]
+    names = [f"{row['layer']} t={row['timestep']} p={row['pooling']}" for row in rows[: len(accuracy)]]
+    return [f"{names[place]} ({accuracy[place]:.3f})" for place in places]
 
 
 def quality(rows: list[dict[str, str]], criterion: str) -> tuple[float, float]:

@@ -83,15 +83,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=f"folder with the data (default: {FOLDER_VARIABLE}, or download)")
     parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
     arguments = parser.parse_args()
-    results = Results("guard", ("wrong",), VALUES)
+    results = results_of()
     for wrong, backbone, images, value_range in () if arguments.table else cases(arguments.data):
         if not results.find(wrong=wrong):
             shares = share_explained(backbone, as_image_source(images, value_range=value_range)).values()
             results.add(wrong=wrong, machine=machine(), **{f"t{t}": x for t, x in zip(LEVELS, shares, strict=True)})
+    write_table("guard", table(results))
+
+
+def results_of() -> Results:
+    return Results("guard", ("wrong",), VALUES)
+
+
+def table(results: Results) -> list[str]:
     rows = [(row["wrong"], *(f"{float(row[f't{level}']):.2f}" for level in LEVELS)) for row in results.rows]
     rows = [(*row, "yes" if any(value.startswith("-") for value in row[1:]) else "no") for row in rows]
     header = ("what is wrong", *(f"timestep {level}" for level in LEVELS), "warned of")
-    lines = [
+    return [
         *markdown_table(header, rows),
         "",
         "Share explained on 256 images, by the compact U-Net of USPS, at the noise of these timesteps of a DDPM's "
@@ -99,7 +107,6 @@ def main() -> None:
         *sources(results),
         "Command: `python benchmarks/guard.py`.",
     ]
-    write_table("guard", lines)
 
 
 if __name__ == "__main__":

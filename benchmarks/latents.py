@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Results, bare_pass, in_new_process, machine, mean_of, write_table
+from common import Results, bare_pass, in_new_process, machine, markdown_table, mean_of, sources, write_table
 
 KEY = ("family", "images", "threads", "repeat")
 VALUES = ("fit", "encodings", "passes", "bare", "machine")
@@ -101,10 +101,11 @@ def fit(family: str) -> dict[str, float]:
     return {"fit": taken, "encodings": n_encodings, "passes": n_passes, "bare": cost}
 
 
-def table(results: Results) -> list[str]:
-    """Return the lines of the table."""
-    from common import markdown_table
+def results_of() -> Results:
+    return Results("latents", KEY, VALUES)
 
+
+def table(results: Results) -> list[str]:
     header = ("family", "images", "fits", "encodings", "passes", "fit s", "bare s", "ratio")
     lines = []
     for family, count, threads in dict.fromkeys((row["family"], row["images"], row["threads"]) for row in results.rows):
@@ -114,14 +115,13 @@ def table(results: Results) -> list[str]:
         times = [results.mean(name, 1, spread=False, **key) for name in ("fit", "bare")]
         ratio = mean_of([float(row["fit"]) / float(row["bare"]) for row in rows], 2)
         lines.append((family, f"{int(count):,}", len(rows), *counts, *times, ratio))
-    machines = sorted({row["machine"] for row in results.rows})
     return [
         *markdown_table(header, lines),
         "",
         f'Random images of {SIDE} x {SIDE}, random weights, 10 clusters, search="halving" as in the table of fits. '
         "Seconds of the processor. Ratio: the whole fit, over what its encodings and passes cost at the bare networks' "
         "speed.",
-        f"Machine: {'; '.join(machines)}.",
+        *sources(results),
         "Command: `python benchmarks/latents.py`.",
     ]
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
     arguments = parser.parse_args()
-    results = Results("latents", KEY, VALUES)
+    results = results_of()
     for family in () if arguments.table else FAMILIES:
         for repeat in range(REPEATS):
             key = {"family": family, "images": N_IMAGES, "threads": torch.get_num_threads(), "repeat": repeat}

@@ -1,4 +1,6 @@
 import importlib
+import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -74,8 +76,11 @@ def test_measured_functions_run_in_a_process_of_their_own(common):
 
 @pytest.mark.parametrize(
     "name",
-    ["ablations", "architectures", "criteria", "files", "fit", "partition", "pretraining", "report", "scale", "search"],
-)
+    [
+        "ablations", "architectures", "criteria", "files", "fit", "guard", "latents", "partition", "pretrained",
+        "pretraining", "report", "scale", "search",
+    ],
+)  # fmt: skip
 def test_tables_are_made_of_the_measured_rows(benchmark, common, name):
     module = benchmark(name)
     written = (FOLDER / "results" / f"{name}.md").read_text()
@@ -111,3 +116,109 @@ def test_backbones_are_what_their_record_says(folder):
     assert recipe["parameters"] == sum(parameter.numel() for parameter in backbone.network.parameters())
     assert len(recipe["loss"]) == recipe["settings"]["epochs"]
     assert recipe["seconds"] > 0
+
+
+# Pretrained models: tiny ones in place of those of the Hub
+
+
+@pytest.fixture
+def encoder_folders(tmp_path):
+    """A DINOv2 and a CLIP of a few weights, in folders as the Hub has them."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    clip = {**sizes, "intermediate_size": 16, "projection_dim": 6}
+    models = {
+        "dino": transformers.Dinov2Model(transformers.Dinov2Config(**sizes, mlp_ratio=1)),
+        "clip": transformers.CLIPModel(
+            transformers.CLIPConfig(
+                vision_config=clip,
+                text_config={**clip, "vocab_size": 9, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0},
+                projection_dim=6,
+            )
+        ),
+    }
+    processor = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    for name, kind in (("dino", "BitImageProcessorPil"), ("clip", "CLIPImageProcessorPil")):
+        models[name].save_pretrained(tmp_path / name)
+        config = {"image_processor_type": kind.removesuffix("Pil"), "do_resize": True, "do_center_crop": True}
+        statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": True}
+        scales = {"do_rescale": True, "rescale_factor": 1 / 255, "resample": 3}
+        (tmp_path / name / "preprocessor_config.json").write_text(
+            json.dumps({**processor, **config, **statistics, **scales})
+        )
+    return {name: tmp_path / name for name in models}
+
+
+@pytest.mark.parametrize("name", ["dino", "clip"])
+def test_features_of_encoders_are_those_of_their_images_prepared_by_hand(name, benchmark, encoder_folders):
+    import torch
+    import transformers
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 24, 24), dtype=np.uint8)
+    found = benchmark("pretrained").encoder_features(str(encoder_folders[name]), images, batch_size=2)
+    sized = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in images]
+    scaled = np.stack(sized)[:, None, 2:30, 2:30] / 255
+    by_channel = np.reshape([0.5, 0.4, 0.3], (3, 1, 1)), np.reshape([0.2, 0.3, 0.4], (3, 1, 1))
+    pixels = torch.tensor((scaled - by_channel[0]) / by_channel[1], dtype=torch.float32)
+    model = transformers.AutoModel.from_pretrained(encoder_folders[name]).eval()
+    with torch.no_grad():
+        if name == "clip":
+            pooled = model.vision_model(pixels).pooler_output
+            expected = pooled @ model.visual_projection.weight.T
+        else:
+            expected = model(pixels).pooler_output  # the class token, after the last normalisation
+    assert found.shape == (5, {"clip": 6, "dino": 16}[name])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_pretrained_models_are_measured_beside_encoders(
+    benchmark, make_unet, encoder_folders, tmp_path, monkeypatch, capsys
+):
+    import diffusers
+    from sklearn.cluster import KMeans
+    from sklearn.datasets import load_digits
+    from tiny_models import FAMILIES
+
+    module = benchmark("pretrained")
+    calls = []
+
+    def here(function, *arguments):
+        function, arguments = pickle.loads(pickle.dumps((function, arguments)))  # as another process gets them
+        calls.append(arguments[3])
+        return function(*arguments), 0.0, 0.5
+
+    monkeypatch.setattr(module, "in_new_process", here)
+    pixels, dit = tmp_path / "ddpm", tmp_path / "dit"
+    diffusers.DDPMPipeline(make_unet(sample_size=8), diffusers.DDPMScheduler()).save_pretrained(pixels)
+    diffusers.DiTPipeline(**FAMILIES["DiT"].build()).save_pretrained(dit)
+    command = ["pretrained.py", "--datasets", "digits", "--images", "80", "--results", str(tmp_path / "results")]
+    command += ["--backbones", str(pixels), str(dit), "--image-size", "8"]
+    command += ["--encoders", *map(str, encoder_folders.values())]
+    monkeypatch.setattr(sys, "argv", [*command[:-2], "--encoders"])
+    with pytest.raises(ValueError, match="image_size"):
+        module.main()  # which is for models of latents alone
+    command = [part for part in command if part not in ("--image-size", "8")]
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+    measured = module.results_of(tmp_path / "results")
+    models = [str(pixels), str(dit), *map(str, encoder_folders.values())]
+    expected = [(model, clustering) for model in models[:2] for clustering in ("skdiec", "KMeans")]
+    expected += [(model, each) for model in models[2:] for each in ("KMeans", "skdiec's initial partition")]
+    assert [(row["model"], row["clustering"]) for row in measured.rows] == expected
+    rows = np.sort(np.random.default_rng(0).permutation(1797)[:80])
+    data = load_digits()
+    features = module.encoder_features(models[2], module.some_images("digits", None, 80)[0])
+    labels = KMeans(10, n_init=10, random_state=0).fit_predict(features)
+    acc = module.agreement(data.target[rows], labels)["acc"]
+    assert float(measured.find(model=models[2], clustering="KMeans")[0]["acc"]) == pytest.approx(acc, abs=1e-5)
+    text = (tmp_path / "results" / "pretrained.md").read_text()
+    assert f"| digits | 80 | {models[0]} | its own | skdiec | 1 |" in text
+    assert "Not measured: `google/ddpm-cifar10-32`, `facebook/DiT-XL-2-256`," in text
+    assert "| 0.728 | 0.799 |" in text
+    done = len(calls)
+    module.main()
+    assert len(calls) == done  # a run goes on where it was
+    assert module.results_of(tmp_path / "results").rows == measured.rows
+    capsys.readouterr()

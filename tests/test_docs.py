@@ -109,21 +109,51 @@ def test_ci_runs_the_command_of_the_readme():
     assert command in (ROOT / "README.md").read_text()
 
 
-def test_tests_of_families_are_there():
+# Families of backbones
+
+PIXELS, LATENTS, PROMPTS = "test_pixel_family", "test_latent_families", "test_prompts"
+OWN_FILE = {"DiT over pixels": "test_pixel_transformer"}
+
+
+def families_of(test):
+    """The families that a test runs for, among the values that it is given."""
+    given = [mark.args[1] for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+    return {value[0] if isinstance(value, tuple) else value for values in given for value in values}
+
+
+def test_every_cell_of_the_families_has_a_test_that_runs_for_its_family():
     page = (DOCS / "families.md").read_text()
-    sources = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
-    listed = re.findall(r"^(\d+)\. `(test_\w+)`", page, re.MULTILINE)
-    assert [int(number) for number, _ in listed] == list(range(1, len(listed) + 1))
-    for _, name in listed:
-        assert any(f"def {name}(" in source for source in sources), name
+    listed = dict(re.findall(r"^(\d+)\. `(test_\w+)`", page, re.MULTILINE))
+    assert list(listed) == [str(number) for number in range(1, len(listed) + 1)]
     table = page.partition("## Which test shows what")[2].partition("\n1. ")[0]
-    rows = re.findall(r"^\| ([A-Z\w][^|]+?) \| (.+) \|$", table, re.MULTILINE)[1:]
-    used = {int(number) for _, cells in rows for number in re.findall(r"\d+", cells)}
-    assert used == set(range(1, len(listed) + 1))
-    kinds = re.findall(r'^    "([^"]+)": (?:Tiny)?\((?!")', "\n".join(
-        (ROOT / "tests" / name).read_text() for name in ("test_pixel_family.py", "tiny_models.py")
-    ), re.MULTILINE)  # fmt: skip
-    assert {name for name, _ in rows} == {*kinds, "DiT over pixels"}  # which has a file of tests of its own
+    head, *rows = re.findall(r"^\| ([^|]+?) \| (.+) \|$", table, re.MULTILINE)
+    assert head[1] == "load | search | fit | predict | save"
+    modules = {name: importlib.import_module(name) for name in (PIXELS, LATENTS, PROMPTS, *OWN_FILE.values())}
+    kinds, families = modules[PIXELS].KINDS, modules[LATENTS].FAMILIES
+    assert sorted(name for name, _ in rows) == sorted([*kinds, *families, *OWN_FILE])
+    used = set()
+    for name, cells in rows:
+        assert len(cells.split(" | ")) == 5
+        files = [OWN_FILE[name]] if name in OWN_FILE else [PIXELS] if name in kinds else [LATENTS, PROMPTS]
+        for number in re.findall(r"\d+", cells):
+            used.add(number)
+            found = [getattr(modules[file], listed[number], None) for file in files]
+            (test,) = [each for each in found if each is not None]
+            # One that is given no families is of the only one whose row it stands in.
+            is_alone = [number in re.findall(r"\d+", others) for other, others in rows if other != name]
+            assert name in families_of(test) or name in OWN_FILE or not any(is_alone), (name, listed[number])
+    assert used == set(listed)
+
+
+def test_every_test_that_the_page_of_families_names_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "families.md").read_text()))
+    there = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (\w+)", path.read_text(), re.M)
+    }
+    assert len(named) > 20
+    assert named - there == set()
 
 
 @pytest.mark.filterwarnings("ignore:training collapsed")

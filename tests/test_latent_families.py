@@ -4,19 +4,20 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from backbone_checks import (
+    assert_features_of_a_row_are_the_same_in_any_batch,
+    assert_map_changes_most_where_the_image_does,
+    maps_of,
+    noise,
+)
 from tiny_models import FAMILIES
 
 import skdiec
 from skdiec import DiffusionEmbeddedClustering, load_backbone
-from skdiec.activations import capture
 from skdiec.features import FeatureExtractor
 
 NAMES = list(FAMILIES)
 NOT_SQUARE = [name for name in NAMES if name not in ("DiT", "LDM")]  # whose pipelines make squares alone
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +78,12 @@ class Recorder:
     def __init__(self, name, parts, start, size):
         self.pipeline, self.name = make_pipeline(name, parts), name
         self.network = parts[FAMILIES[name].network_part]
-        self.steps, self.layers = [], []
+        self.steps, self.outputs = [], []
         scheduler = self.pipeline.scheduler
         step = scheduler.step
 
         def watched(output, t, sample, *rest, **options):
+            self.outputs.append(self.unpacked(output))
             result = step(output, t, sample, *rest, **options)
             after = result[0] if isinstance(result, tuple) else result.prev_sample
             self.steps.append((float(t), self.unpacked(sample), self.unpacked(after)))
@@ -165,11 +167,8 @@ def test_three_steps_and_all_layers_are_those_of_the_pipeline(name, is_square, t
     for number, (time, sample, after) in enumerate(recorder.steps):
         now = torch.tensor([round(time)])
         torch.testing.assert_close(x_t, sample, atol=1e-5, rtol=1e-5)
+        found = maps_of(backbone, shapes, x_t, now.item())
         with torch.no_grad():
-            found = capture(
-                backbone.network, lambda x_t=x_t, now=now: backbone.predict(x_t, now), list(shapes), lambda _, x: x,
-                backbone.to_map,
-            )  # fmt: skip
             x0, e = backbone.levels.at(now).estimates(x_t, backbone.predict(x_t, now))
         for layer, shape in shapes.items():
             expected = image_tokens(name, layer, seen[layer][number], shape)
@@ -180,34 +179,38 @@ def test_three_steps_and_all_layers_are_those_of_the_pipeline(name, is_square, t
         torch.testing.assert_close(x_t, after, atol=1e-5, rtol=1e-5)
 
 
-# What a change of one patch does: the order of maps, whatever is packed how
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_and_loss_are_those_of_the_pipeline(name, tiny_folders):
+    backbone, parts = load(name, tiny_folders), FAMILIES[name].build()
+    scheduler = make_pipeline(name, parts).scheduler  # some pipelines change its configuration
+    x0 = backbone.encode(backbone.prepare(noise(1, 3, *backbone.image_shape[1:]).clamp(-1, 1)))
+    e = noise(1, *backbone.input_shape, seed=1)
+    # What the pipeline begins with is then an image of so much noise, and what it estimates is what the loss is of.
+    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        timestep = torch.tensor([900])
+        unshifted = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+        x_t, target = unshifted.scale_noise(x0, timestep.float(), e), e - x0
+    else:
+        scheduler.set_timesteps(3)
+        timestep = scheduler.timesteps[:1]
+        is_v = scheduler.config.prediction_type == "v_prediction"
+        x_t = scheduler.add_noise(x0, e, timestep)
+        target = scheduler.get_velocity(x0, e, timestep) if is_v else e
+    torch.testing.assert_close(backbone.add_noise(x0, e, timestep), x_t, atol=1e-6, rtol=1e-6)
+    recorder = Recorder(name, parts, x_t, backbone.image_shape[1:])
+    assert recorder.steps[0][0] == pytest.approx(timestep.item(), abs=1e-3)
+    torch.testing.assert_close(recorder.steps[0][1], x_t)
+    with torch.no_grad():
+        loss = backbone.denoising_loss(x0, e, timestep)
+    assert loss.item() == pytest.approx((recorder.outputs[0] - target).square().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "is_square"), [*((n, True) for n in NAMES), *((n, False) for n in NOT_SQUARE)])
 def test_map_changes_most_where_the_image_does(name, is_square, tiny_folders):
     side = load(name, tiny_folders).image_shape[1]
-    size = (side, side) if is_square else (side, side + side // 2)
-    backbone = load(name, tiny_folders, image_size=size)
-    layer = next(iter(FeatureExtractor(backbone).layer_shapes()))
-    now = torch.tensor([200])
-
-    def mapped(x_t):
-        with torch.no_grad():
-            return capture(
-                backbone.network, lambda: backbone.predict(x_t, now), [layer], lambda _, x: x, backbone.to_map
-            )[layer]
-
-    x_t = noise(1, *backbone.input_shape)
-    before = mapped(x_t)
-    height, width = before.shape[2:]
-    step = x_t.shape[2] // height
-    for row, column in [(0, 0), (1, width - 1), (height - 1, 1)]:
-        changed = x_t.clone()
-        changed[:, :, step * row : step * (row + 1), step * column : step * (column + 1)] += 3
-        difference = (mapped(changed) - before).square().sum(1)[0].numpy()
-        found = np.unravel_index(difference.argmax(), difference.shape)
-        # A convolution with a stride reaches over the edge of its cell.
-        assert np.abs(np.subtract(found, (row, column))).max() <= ("transformer" not in backbone.network_part)
+    backbone = load(name, tiny_folders, image_size=(side, side) if is_square else (side, side + side // 2))
+    # A convolution with a stride reaches over the edge of its cell.
+    assert_map_changes_most_where_the_image_does(backbone, 200, tolerance="transformer" not in backbone.network_part)
 
 
 # Encoding
@@ -292,19 +295,10 @@ def test_fit_predict_save_and_load(name, tiny_folders, images, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_features_of_a_row_are_the_same_in_any_batch(name, tiny_folders, images):
-    from skdiec.activations import Cell
-    from skdiec.images import as_image_source
-
     backbone = load(name, tiny_folders)
-    layer = list(FeatureExtractor(backbone).layer_shapes())[-1]
-    source, cell = as_image_source(np.concatenate([images] * 4)), Cell(layer, 100, 2)
-    expected = FeatureExtractor(backbone, n_draws=3, shift=1).extract(source, [cell])[cell]
-    for size, rows in [(32, None), (64, np.array([7, 3, 70])), (96, np.arange(40, 80))]:
-        extractor = FeatureExtractor(backbone, n_draws=3, shift=1, batch_size=size)
-        found = extractor.extract(source, [cell], rows=rows)[cell]
-        # To the bit in transformers; convolutions of some widths have other kernels for other batches.
-        atol = 2e-6 if backbone.network_part == "unet" else 0
-        np.testing.assert_allclose(found, expected if rows is None else expected[rows], atol=atol, rtol=0)
+    # To the bit in transformers; convolutions of some widths have other kernels for other batches.
+    atol = 2e-6 if backbone.network_part == "unet" else 0
+    assert_features_of_a_row_are_the_same_in_any_batch(backbone, images, 100, atol=atol)
 
 
 # What networks are told

@@ -1,13 +1,22 @@
 """Every kind of network over pixels: loaded, compared with diffusers' own pipelines, fitted, saved."""
 
+import sys
+from contextlib import suppress
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
 import torch
+from backbone_checks import (
+    assert_features_of_a_row_are_the_same_in_any_batch,
+    assert_map_changes_most_where_the_image_does,
+    maps_of,
+    noise,
+)
 
 import skdiec
 from skdiec import DiffusionEmbeddedClustering, load_backbone
-from skdiec.activations import capture
 from skdiec.backbones import PixelBackbone
 from skdiec.features import FeatureExtractor
 
@@ -15,6 +24,7 @@ SKIP = {
     "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
     "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
 }
+LAYERS = ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
 TWO = {"block_out_channels": (8, 8), "in_channels": 3, "sample_size": 8}
 FOURIER = {**TWO, **SKIP, "time_embedding_type": "fourier", "block_out_channels": (32, 32), "norm_num_groups": 32}
 
@@ -37,10 +47,6 @@ KINDS = {
         diffusers.CMStochasticIterativeScheduler(),
     ),
 }  # fmt: skip
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="session")
@@ -78,61 +84,135 @@ def test_network_is_called_as_its_scheduler_calls_it(name, pixel_folders, make_u
     assert found.isfinite().all()
 
 
-def steps_of(backbone, scheduler_steps, x_t):
-    """Three steps of DDIM, from the table alone."""
-    for timestep, after in scheduler_steps:
-        now = torch.tensor([timestep])
+class Done(Exception):
+    """Three steps are enough."""
+
+
+def three_steps(name, folder, start, monkeypatch):
+    """What a pipeline's scheduler and its network's blocks saw and said, without noise between the steps."""
+    kind = KINDS[name][0]
+    pipeline = kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    scheduler, steps, blocks = pipeline.scheduler, [], {}
+    for layer in LAYERS:
+        blocks[layer] = []
+        pipeline.unet.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output, layer=layer: blocks[layer].append(
+                output[0] if isinstance(output, tuple) else output
+            )
+        )
+    monkeypatch.setattr(sys.modules[kind.__module__], "randn_tensor", lambda shape, **options: start, raising=False)
+    if hasattr(sys.modules[type(scheduler).__module__], "randn_tensor"):
+        monkeypatch.setattr(
+            sys.modules[type(scheduler).__module__], "randn_tensor", lambda shape, **options: torch.zeros(shape)
+        )
+    method = "step_pred" if name == "NCSN++" else "step"
+    real = getattr(scheduler, method)
+
+    def watched(output, t, sample, *rest, **options):
+        result = real(output, t, sample, *rest, **options)
+        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        steps.append((float(t), sample, after))
+        if len(steps) == 3:
+            raise Done
+        return result
+
+    setattr(scheduler, method, watched)
+    scheduler.register_to_config(**{key: False for key in ("clip_sample", "clip_denoised") if key in scheduler.config})
+    with torch.no_grad(), suppress(Done):
+        if name == "EDM":  # diffusers has its scheduler, but no pipeline of pixels that scales the network's input
+            sample = start * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                output = pipeline.unet(scheduler.scale_model_input(sample, t), t).sample
+                sample = scheduler.step(output, t, sample).prev_sample
+        elif name == "consistency":
+            pipeline(class_labels=[2], num_inference_steps=39)
+        else:
+            pipeline(num_inference_steps=2000 if name == "NCSN++" else 3)
+    assert len(steps) == 3
+    return steps, blocks
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_three_steps_and_all_layers_are_those_of_the_pipeline(name, pixel_folders, monkeypatch):
+    backbone = load_backbone(pixel_folders[name], **({"null_class": 2} if name == "consistency" else {}))
+    assert tuple(FeatureExtractor(backbone).layer_shapes()) == LAYERS
+    steps, blocks = three_steps(name, pixel_folders[name], noise(1, 3, 8, 8), monkeypatch)
+    last = len(backbone.levels) - 1
+    is_vp = type(backbone.scheduler).__name__ == "DDPMScheduler"
+    places = [round(step[0]) for step in steps] if is_vp else [last, last - 1, last - 2]
+    x_t = steps[0][1]
+    for number, (place, (_, sample, after)) in enumerate(zip(places, steps, strict=True)):
+        level = backbone.levels.at(torch.tensor([place]))
+        spread = level.noise.clamp(min=1)  # of 1,348 to begin with
+        torch.testing.assert_close(x_t / spread, sample / spread, atol=1e-5, rtol=1e-5)
+        passes = len(blocks["mid_block"]) // 3  # NCSN++ corrects before it predicts
+        for layer, found in maps_of(backbone, LAYERS, sample, place).items():
+            torch.testing.assert_close(found, blocks[layer][passes * (number + 1) - 1], atol=1e-5, rtol=1e-5)
         with torch.no_grad():
-            x0, e = backbone.levels.at(now).estimates(x_t, backbone.predict(x_t, now.expand(len(x_t))))
-        if after is None:
-            return x0
-        following = backbone.levels.at(torch.tensor([after]))
-        x_t = following.signal * x0 + following.noise * e
-    return x_t
+            x0, e = level.estimates(x_t, backbone.predict(x_t, torch.tensor([place])))
+        following = places[number + 1] if number < 2 else place - 1 if not is_vp else None
+        after_this = backbone.levels.at(torch.tensor([following or 0]))
+        signal, sigma = (after_this.signal, after_this.noise) if following is not None else (1.0, 0.0)
+        if name in ("DDPM", "cosine", "learned variance"):  # the mean of what comes before
+            alpha = (level.signal / signal) ** 2
+            x_t = (signal * (1 - alpha) * x0 + alpha**0.5 * (1 - signal**2) * x_t) / (1 - level.signal**2)
+        elif name == "NCSN++":
+            x_t = x_t - (level.noise**2 - sigma**2) / level.noise * e
+        elif name == "consistency":
+            x_t = x0
+        else:
+            x_t = signal * x0 + sigma * e
+        torch.testing.assert_close(x_t / spread, after / spread, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["DDIM", "v, zero SNR"])
-def test_steps_of_the_table_are_those_of_the_pipeline(name, pixel_folders, monkeypatch):
-    pipeline = diffusers.DDIMPipeline.from_pretrained(pixel_folders[name])
-    pipeline.scheduler.register_to_config(clip_sample=False, set_alpha_to_one=True)
-    pipeline.scheduler.set_timesteps(4)
-    timesteps = [int(t) for t in pipeline.scheduler.timesteps[1:]]
-    x_t = start = noise(2, 3, 8, 8)
+@pytest.mark.parametrize("name", KINDS)
+def test_noise_and_loss_are_those_of_the_pipeline(name, pixel_folders):
+    pipeline = KINDS[name][0].from_pretrained(pixel_folders[name])
+    backbone = load_backbone(pixel_folders[name], **({"null_class": 2} if name == "consistency" else {}))
+    network, scheduler = pipeline.unet, pipeline.scheduler
+    x0, e = backbone.prepare(noise(2, 3, 8, 8).clamp(-1, 1)), noise(2, 3, 8, 8, seed=1)
+    row, place = torch.tensor([30, 30]), len(backbone.levels) - 31
     with torch.no_grad():
-        for t in timesteps[:2]:
-            x_t = pipeline.scheduler.step(pipeline.unet(x_t, t).sample, t, x_t).prev_sample
-    found = steps_of(
-        load_backbone(pixel_folders[name]), [(timesteps[0], timesteps[1]), (timesteps[1], timesteps[2])], start
-    )
-    torch.testing.assert_close(found, x_t, atol=1e-5, rtol=1e-5)
+        if name == "EDM":
+            sigma = scheduler.sigmas[place]
+            x_t = x0 + sigma * e
+            output = network(scheduler.precondition_inputs(x_t, sigma), scheduler.precondition_noise(sigma)).sample
+            wrong = scheduler.precondition_outputs(x_t, output, sigma) - x0
+            expected = wrong / (sigma * 0.5 / (sigma**2 + 0.5**2).sqrt())  # as much at each level
+        elif name == "consistency":
+            scheduler.set_timesteps(39)
+            sigma, t = scheduler.sigmas[place], scheduler.timesteps[place]
+            x_t = x0 + sigma * e
+            output = network(scheduler.scale_model_input(x_t, t), t, torch.tensor([2, 2])).sample
+            skip, out = scheduler.get_scalings_for_boundary_condition(sigma)
+            expected = (out * output + skip * x_t - x0) / out
+        elif name == "NCSN++":
+            sigma = scheduler.discrete_sigmas[30]
+            x_t = x0 + sigma * e
+            expected = sigma * network(x_t, sigma).sample + e  # the score is -e / sigma
+        else:
+            x_t = scheduler.add_noise(x0, e, row)
+            target = scheduler.get_velocity(x0, e, row) if scheduler.config.prediction_type == "v_prediction" else e
+            expected = network(x_t, row).sample[:, :3] - target
+        torch.testing.assert_close(backbone.add_noise(x0, e, row), x_t, atol=1e-5, rtol=1e-5)
+        loss = backbone.denoising_loss(x0, e, row)
+    assert loss.item() == pytest.approx(expected.square().mean().item(), rel=1e-4)
 
 
-def test_images_of_a_consistency_pipeline_are_the_estimates(pixel_folders):
-    pipeline = diffusers.ConsistencyModelPipeline.from_pretrained(pixel_folders["consistency"])
-    pipeline.scheduler.register_to_config(clip_denoised=False)
-    backbone = load_backbone(pixel_folders["consistency"], null_class=2)
-    start = noise(2, 3, 8, 8)
-    images = pipeline(batch_size=2, num_inference_steps=1, latents=start, class_labels=[2, 2], output_type="pt").images
-    x_t = start * pipeline.scheduler.init_noise_sigma
-    last = torch.tensor([len(backbone.levels) - 1])
-    with torch.no_grad():
-        x0, _ = backbone.levels.at(last).estimates(x_t, backbone.predict(x_t, last.expand(2)))
-    torch.testing.assert_close((x0 / 2 + 0.5).clamp(0, 1), images, atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("size", [8, (8, 12)])
+def test_map_changes_most_where_the_image_does(name, size, make_unet):
+    _, config, scheduler = KINDS[name]
+    backbone = load_backbone(SimpleNamespace(unet=make_unet(**{**config, "sample_size": size}), scheduler=scheduler))
+    assert backbone.image_shape == (3, 8, 8 if size == 8 else 12)
+    # A convolution with a stride reaches over the edge of its cell.
+    assert_map_changes_most_where_the_image_does(backbone, 20, tolerance=1)
 
 
-def test_euler_steps_of_edm_are_those_of_its_scheduler(pixel_folders):
-    backbone = load_backbone(pixel_folders["EDM"])
-    scheduler = diffusers.EDMEulerScheduler()
-    sigmas = scheduler.sigmas[:-1]
-    x_t = start = noise(2, 3, 8, 8) * 80
-    scheduler.timesteps, scheduler.num_inference_steps = scheduler.timesteps, 1000
-    with torch.no_grad():
-        for t in scheduler.timesteps[:3]:
-            output = backbone.network(scheduler.scale_model_input(x_t, t), t).sample
-            x_t = scheduler.step(output, t, x_t).prev_sample
-    last = len(sigmas) - 1
-    found = steps_of(backbone, [(last - step, last - step - 1) for step in range(3)], start)
-    torch.testing.assert_close(found, x_t, atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize("name", KINDS)
+def test_features_of_a_row_are_the_same_in_any_batch(name, pixel_folders, images):
+    assert_features_of_a_row_are_the_same_in_any_batch(load_backbone(pixel_folders[name]), images, 20, atol=2e-6)
 
 
 def test_variance_exploding_wants_images_from_zero_to_one(pixel_folders):
@@ -148,33 +228,6 @@ def test_variance_exploding_wants_images_from_zero_to_one(pixel_folders):
     score = backbone.network(prepared + sigma.reshape(2, 1, 1, 1) * e, sigma).sample
     expected = (sigma.reshape(2, 1, 1, 1) * score + e).square().mean()
     torch.testing.assert_close(backbone.denoising_loss(prepared, e, timesteps), expected)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_layers_are_what_a_hook_on_the_network_sees(name, pixel_folders):
-    backbone = load_backbone(pixel_folders[name])
-    extractor = FeatureExtractor(backbone)
-    shapes = extractor.layer_shapes()
-    assert list(shapes) == ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"]
-    x_t, timesteps, seen = noise(2, 3, 8, 8), torch.tensor([3, 30]), {}
-
-    def watch(layer):
-        def hook(module, inputs, output):
-            seen.setdefault(layer, output[0] if isinstance(output, tuple) else output)
-
-        backbone.network.get_submodule(layer).register_forward_hook(hook)
-
-    for layer in shapes:
-        watch(layer)
-    with torch.no_grad():
-        level = backbone.levels.at(timesteps)
-        backbone.forward(level.scale * x_t, level.time)
-        found = capture(
-            backbone.network, lambda: backbone.predict(x_t, timesteps), list(shapes), lambda name, x: x, backbone.to_map
-        )
-    for layer, shape in shapes.items():
-        assert torch.equal(found[layer], seen[layer])
-        assert tuple(found[layer].shape[1:]) == shape
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -12,6 +12,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from backbone_checks import (
+    assert_features_of_a_row_are_the_same_in_any_batch,
+    assert_map_changes_most_where_the_image_does,
+    maps_of,
+    noise,
+)
 from PIL import Image
 from sklearn.base import clone
 from typer.testing import CliRunner
@@ -44,10 +50,6 @@ def untrained(shape, **changes):
 def result(backbone):
     recipe = {name: value for name, value in backbone.recipe.items() if name not in ("seconds", "request")}
     return backbone.fingerprint(), recipe
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def loosened(backbone):
@@ -144,22 +146,51 @@ def test_layers_are_what_a_hook_on_the_network_sees_in_order():
     assert backbone.to_map("pos_embed", noise(2, 15, 8)) is None
 
 
-def test_map_changes_most_where_the_image_does():
-    backbone = untrained((1, 8, 12), channels=(8,), layers_per_block=1, patch_size=2)
-    x = noise(1, 1, 8, 12)
-    changed = x.clone()
-    changed[:, :, 2:4, 8:10] += 3
-    found = []
-    for each in (x, changed):
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 8, 12)])
+def test_map_changes_most_where_the_image_does(shape):
+    backbone = untrained(shape, channels=(8,), layers_per_block=1, patch_size=2)
+    assert_map_changes_most_where_the_image_does(backbone, 10, tolerance=0)
+
+
+def test_three_steps_and_all_layers_are_those_of_the_pipeline(tmp_path):
+    loosened(untrained((3, 6, 6), channels=(8,), layers_per_block=3, patch_size=2)).save_pretrained(tmp_path)
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=None)
+    scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    scheduler.set_timesteps(3)
+    backbone, label = load_backbone(tmp_path), torch.tensor([0])
+    layers = [f"transformer_blocks.{block}" for block in range(3)]
+    assert list(FeatureExtractor(backbone).layer_shapes()) == layers
+    seen = []
+    for layer in layers:
+        pipeline.transformer.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output: seen.append(output)
+        )
+    x_t = sample = noise(1, 3, 6, 6)
+    for t, following in zip(scheduler.timesteps, [*scheduler.timesteps[1:], None], strict=True):
         with torch.no_grad():
-            forward = lambda each=each: backbone.predict(each, torch.tensor([10]))  # noqa: E731
-            found.append(
-                capture(backbone.network, forward, backbone.layers(), lambda _, x: x, backbone.to_map)[
-                    "transformer_blocks.0"
-                ]
-            )
-    difference = (found[1] - found[0]).abs().sum(1)[0]
-    assert divmod(int(difference.argmax()), 6) == (1, 4)
+            output = pipeline.transformer(sample, t[None], label).sample
+            x0, e = backbone.levels.at(t[None]).estimates(x_t, backbone.predict(x_t, t[None]))
+        for found, tokens in zip(maps_of(backbone, layers, x_t, int(t)).values(), seen, strict=True):
+            expected = tokens.reshape(1, 3, 3, 8).permute(0, 3, 1, 2)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        seen.clear()
+        sample = scheduler.step(output, t, sample).prev_sample
+        level = None if following is None else backbone.levels.at(following[None])
+        x_t = x0 if level is None else level.signal * x0 + level.noise * e
+        torch.testing.assert_close(x_t, sample, atol=1e-5, rtol=1e-5)
+
+
+def test_noise_and_loss_are_those_of_the_pipeline(tmp_path):
+    loosened(untrained((3, 6, 6), channels=(8,), layers_per_block=2, patch_size=2)).save_pretrained(tmp_path)
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=None)
+    backbone, timesteps = load_backbone(tmp_path), torch.tensor([20, 300])
+    x0, e = backbone.prepare(noise(2, 3, 6, 6).clamp(-1, 1)), noise(2, 3, 6, 6, seed=1)
+    x_t = pipeline.scheduler.add_noise(x0, e, timesteps)
+    assert torch.equal(backbone.add_noise(x0, e, timesteps), x_t)
+    with torch.no_grad():
+        output = pipeline.transformer(x_t, timesteps, torch.tensor([0, 0])).sample
+        loss = backbone.denoising_loss(x0, e, timesteps)
+    assert loss.item() == pytest.approx((output - e).square().mean().item(), rel=1e-5)
 
 
 def test_untrained_transformer_estimates_nothing_and_its_blocks_are_identities():
@@ -425,14 +456,8 @@ def test_architecture_can_be_searched_for(planted):
 
 def test_features_of_a_row_are_the_same_in_any_batch():
     backbone = loosened(untrained((1, 6, 10), channels=(8,), layers_per_block=2, patch_size=2))
-    source = as_image_source(np.random.default_rng(0).integers(0, 256, (40, 6, 10), dtype=np.uint8))
-    extractor = FeatureExtractor(backbone, seed=0)
-    from skdiec.activations import Cell
-
-    cell = Cell("transformer_blocks.1", 50, 2)
-    whole = extractor.extract(source, [cell])[cell]
-    few = extractor.extract(source, [cell], rows=np.array([3, 33]))[cell]
-    np.testing.assert_allclose(few, whole[[3, 33]], atol=1e-5)
+    images = np.random.default_rng(0).integers(0, 256, (20, 6, 10), dtype=np.uint8)
+    assert_features_of_a_row_are_the_same_in_any_batch(backbone, images, 50, atol=2e-6)
 
 
 # Command line
