@@ -627,6 +627,23 @@ def test_states_near_the_lowest_cut_are_those_within_the_tolerance(share, best, 
     assert run_script(embedder, 2, graph, warmup_epochs=9).best_epoch == best == embedder.module.epoch
 
 
+def test_the_state_before_training_does_not_outdo_the_initial_partition_that_training_learns():
+    # Nearest means split rows 0 to 5 evenly, at a lower cut than that of the initial partition, which epochs 1 and 2
+    # have learned; in epoch 3 a cluster is empty.
+    even, uneven, emptied = [0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 2, 2, 2]
+    graph = sparse.csr_array(knn_graph(3 * np.eye(3)[even], 2) + 0.2 * (np.ones((9, 9)) - np.eye(9)))
+    cuts = [balanced_cut(graph, labels, 3) for labels in (even, uneven, emptied)]
+    assert 1.1 * cuts[0] < cuts[1]
+    assert 1.1 * cuts[1] < cuts[2]
+    config = dataclasses.replace(SCRIPTED, max_epochs=3, warmup_epochs=9)
+    embedder = Scripted([even, uneven, uneven, emptied])
+    with pytest.warns(UserWarning, match="The state of epoch 2 is kept"):
+        result = train(embedder, graph, np.array(uneven), 3, config)
+    assert result.best_epoch == 2 == embedder.module.epoch
+    with pytest.warns(UserWarning, match="The state of epoch 0 is kept"):  # nothing worse than the initial partition
+        train(Scripted([even, uneven, uneven, emptied]), graph, np.array(even), 3, config)
+
+
 # What goes wrong
 
 

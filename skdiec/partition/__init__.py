@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -53,7 +53,11 @@ STABLE = 0.9
 
 _NOISE_ROWS = 1500
 
-_FINER = 4  # times as many clusters before merges
+FINER = (4, 8)
+"""How many times as many clusters there are before merges. For very rare classes it takes more, where sizes differ less
+the fewer are surer: the ones that agree best are taken."""
+
+_SPLIT = 4  # parts of each cluster, at the leaves of the tree
 _MIN_FINE_SIZE = 5  # images of a finer cluster, on average
 _MAX_FINE = 2000  # the time of merges grows with the cube
 
@@ -72,15 +76,16 @@ def initial_partition(
 
     The normalised cut prefers clusters of like size. Where sizes differ by far, the lowest cut splits a large class and
     joins small ones. Two halves of a class have a strong link (`strongest_link`). Only then, merges of finer partitions
-    (`merged_partition`) from several starts are looked at. They are preferred if they agree with each other, and lower
-    the strongest link by far. Where classes overlap, merges disagree, or no link is strong: there the cut is right.
+    (`merged_partition`) are looked at: of 4 and of 8 times as many clusters, each from several starts. Those of the two
+    that agree better with each other are preferred if they agree well, and lower the strongest link by far. Where
+    classes overlap, merges disagree, or no link is strong: there the cut is right.
 
     Parameters
     ----------
     X, graph, n_clusters, cut, seed, call_all
         See `best_partition`.
     n_init : int, default=10
-        See `ensemble_partition`. Half as many finer partitions are merged, but at least three.
+        See `ensemble_partition`. Half as many finer partitions of each kind are merged, but at least three.
 
     Returns
     -------
@@ -88,24 +93,36 @@ def initial_partition(
         With its stability.
     """
     lowest = ensemble_partition(X, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=call_all)
-    n_fine = min(_FINER * n_clusters, graph.shape[0] // _MIN_FINE_SIZE, _MAX_FINE)
+    most = min(graph.shape[0] // _MIN_FINE_SIZE, _MAX_FINE)
+    numbers = sorted({min(times * n_clusters, most) for times in FINER})
     link = strongest_link(graph, lowest.labels)
-    if n_fine <= n_clusters or link < STRONG_LINK:
+    if most <= n_clusters or link < STRONG_LINK:
         return lowest
     rows = unit_rows(spectral_embedding(graph, n_eigenvectors(n_clusters), seed=seed))
 
-    def merge(start: int) -> Partition:
+    def merge(n_fine: int, start: int) -> Partition:
         labels = merged_partition(graph, kmeans_labels(rows, n_fine, seed=seed + start), n_clusters)
         return Partition(labels, cut(graph, labels), "merged")
 
-    calls = [partial(merge, start) for start in range(max(3, n_init // 2))]
+    starts = range(max(3, n_init // 2))
+    calls = [partial(merge, n_fine, start) for n_fine in numbers for start in starts]
     found = [call() for call in calls] if call_all is None else list(call_all(calls))
-    stabilities = [mean_agreement(one, [other for other in found if other is not one]) for one in found]
-    middle = int(np.argmax(stabilities))
-    is_weaker = WEAKER_BY * strongest_link(graph, found[middle].labels) <= link
-    if np.mean(stabilities) < STABLE or not is_weaker:
-        return lowest
-    return replace(found[middle], stability=stabilities[middle])
+    kinds = [found[first : first + len(starts)] for first in range(0, len(found), len(starts))]
+    merged = max((_with_stabilities(kind) for kind in kinds), key=_mean_stability)
+    middle = max(merged, key=lambda partition: partition.stability)
+    is_weaker = WEAKER_BY * strongest_link(graph, middle.labels) <= link
+    return middle if _mean_stability(merged) >= STABLE and is_weaker else lowest
+
+
+def _with_stabilities(found: Sequence[Partition]) -> list[Partition]:
+    """Return partitions with how well each agrees with the others."""
+    return [
+        replace(one, stability=mean_agreement(one, [other for other in found if other is not one])) for one in found
+    ]
+
+
+def _mean_stability(found: Sequence[Partition]) -> float:
+    return float(np.mean([partition.stability for partition in found]))
 
 
 def cluster_tree(
@@ -134,7 +151,7 @@ def cluster_tree(
     count = 0
     for cluster in range(codes.max() + 1):
         rows = np.flatnonzero(codes == cluster)
-        parts = max(1, min(_FINER, len(rows) // _MIN_FINE_SIZE))
+        parts = max(1, min(_SPLIT, len(rows) // _MIN_FINE_SIZE))
         split = kmeans_labels(X[rows], parts, seed=seed) if parts > 1 else np.zeros(len(rows), dtype=np.int32)
         found = np.unique(split, return_inverse=True)[1]
         fine[rows] = count + found

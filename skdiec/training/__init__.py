@@ -125,7 +125,8 @@ def train(
 
     Training ends after `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The last
     state is kept whose assignment has a balanced cut (`skdiec.scores.balanced_cut`, with weight gamma) of at most 1.1
-    times the lowest seen, so that of a collapse nothing stays.
+    times the lowest seen, so that of a collapse nothing stays. The state before training counts with the cut of the
+    initial partition where this is higher.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ def train(
 
     log_q = _log_assign(start, centers.detach(), config.nu).cpu()
     initial = torch.nn.functional.one_hot(torch.as_tensor(initial_labels, dtype=torch.long), n_clusters).float()
-    tracker = Tracker(embedder, centers, graph, n_clusters, config.gamma)
+    tracker = Tracker(embedder, centers, graph, labels, n_clusters, config.gamma)
     tracker.record(log_q.argmax(1).numpy(), labels, {"denoising": embedder.drift()})
     snapshots = Snapshots(config.n_snapshots, len(labels), config.seed)
     snapshots.record(0, start)

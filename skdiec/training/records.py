@@ -32,10 +32,17 @@ class Tracker:
     """Keeps the history, and the best state seen."""
 
     def __init__(
-        self, embedder: Embedder, centers: nn.Parameter, graph: sparse.csr_array, n_clusters: int, balance: float
+        self,
+        embedder: Embedder,
+        centers: nn.Parameter,
+        graph: sparse.csr_array,
+        initial_labels: NDArray[np.integer],
+        n_clusters: int,
+        balance: float,
     ) -> None:
         self._embedder, self._centers, self._graph = embedder, centers, graph
         self._n_clusters, self._balance = n_clusters, balance
+        self._initial_cut = self._cut(initial_labels)
         self._rows: list[dict[str, float]] = []
         self._sizes: list[NDArray] = []
         self._lowest_cut = np.inf
@@ -44,9 +51,11 @@ class Tracker:
     def record(self, labels: NDArray, previous: NDArray, means: dict[str, float]) -> float:
         """Add an epoch and return the share of rows that changed cluster."""
         sizes = np.bincount(labels, minlength=self._n_clusters)
-        cut = balanced_cut(self._graph, labels, self._n_clusters, balance=self._balance)
+        cut = self._cut(labels)
         changed = float(np.mean(labels != previous))
-        self._lowest_cut = min(self._lowest_cut, cut)
+        # Before training, rows are with the nearest mean. Of classes of unlike size that can have a lower cut than the
+        # initial partition, and be worse: it must not outdo the epochs that have learned this partition.
+        self._lowest_cut = min(self._lowest_cut, cut if self._rows else max(cut, self._initial_cut))
         if cut <= (1 + CUT_TOLERANCE) * self._lowest_cut:
             self.best_epoch = len(self._rows)
             self._state = copy.deepcopy(self._embedder.module.state_dict()), self._centers.detach().clone()
@@ -58,6 +67,9 @@ class Tracker:
         else:
             logger.info("epoch %d: loss %.4f, cut %.4f, %.2f %% changed", len(self._rows) - 1, loss, cut, 100 * changed)
         return changed
+
+    def _cut(self, labels: NDArray) -> float:
+        return balanced_cut(self._graph, labels, self._n_clusters, balance=self._balance)
 
     def restore(self) -> None:
         """Put embedder and centres into the best state."""
