@@ -1,5 +1,7 @@
 import ast
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -248,6 +250,33 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         assert getattr(skdiec, name).__name__ == f"skdiec.{name}"
     with pytest.raises(AttributeError, match="module 'skdiec' has no attribute 'plumbing'"):
         skdiec.plumbing  # noqa: B018
+
+
+EXTRAS = ("jinja2", "matplotlib", "pyarrow", "pynndescent", "rich", "transformers", "typer", "umap")
+
+
+def without_extras(code):
+    """Run code in a process that has none of the packages of the extras."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", blocked + code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_library_is_imported_without_its_extras():
+    rooms = ["backbones", "datasets", "metrics", "naming", "plotting", "report", "scores"]
+    done = without_extras(f"import skdiec; print(*[getattr(skdiec, name).__name__ for name in {sorted(skdiec.__all__)}\n"
+                          f"if name in {rooms}], skdiec.DiffusionEmbeddedClustering().n_clusters)")  # fmt: skip
+    assert done.stdout.split() == [*(f"skdiec.{name}" for name in rooms), "8"], done.stderr
+
+
+def test_command_line_says_what_it_lacks():
+    done = without_extras("del sys.modules['typer']; import importlib.util as util; find = util.find_spec\n"
+                          "util.find_spec = lambda name, *more: None if name == 'typer' else find(name, *more)\n"
+                          "from skdiec.__main__ import main; main()")  # fmt: skip
+    assert done.returncode == 1
+    assert 'pip install "skdiec[cli]"' in done.stderr
 
 
 # Manners
