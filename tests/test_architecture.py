@@ -265,10 +265,10 @@ def without_extras(code):
 
 
 def test_library_is_imported_without_its_extras():
-    rooms = ["backbones", "datasets", "metrics", "naming", "plotting", "report", "scores"]
-    done = without_extras(f"import skdiec; print(*[getattr(skdiec, name).__name__ for name in {sorted(skdiec.__all__)}\n"
-                          f"if name in {rooms}], skdiec.DiffusionEmbeddedClustering().n_clusters)")  # fmt: skip
-    assert done.stdout.split() == [*(f"skdiec.{name}" for name in rooms), "8"], done.stderr
+    done = without_extras("import skdiec\nfor name in skdiec.__all__: print(getattr(skdiec, name))\n"
+                          "skdiec.DiffusionEmbeddedClustering()")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(skdiec.__all__)
 
 
 def test_command_line_says_what_it_lacks():
