@@ -344,6 +344,7 @@ def _documented(module, tree, prefix=""):
             returns=is_function and ast.unparse(node.returns or ast.Constant(None)) != "None",
             is_called_by_users=is_function
             and room(module) in FOR_USERS
+            and not module.startswith("skdiec._estimator.")
             and (prefix in ("", "DiffusionEmbeddedClustering.") or prefix.endswith("Display.")),
         )
         if isinstance(node, ast.ClassDef):
