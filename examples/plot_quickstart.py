@@ -55,8 +55,8 @@ print(clustering_report(labels, found))
 # %%
 # Another number of clusters
 # --------------------------
-# The clusters are joined in a tree. ``labels_at`` cuts it at another number, without a second fit. Here five clusters
-# take the place of ten.
+# The clusters are joined in a tree. Each leaf on the right is a part of a cluster, with the number of its images.
+# ``labels_at`` cuts the tree at another number of clusters, without a second fit. Here it is five in place of ten.
 
 TreeDisplay.from_estimator(model)
 plt.show()
