@@ -13,11 +13,12 @@ trains a small diffusion model on the images first.
 # to be said: floats could mean anything.
 
 import matplotlib.pyplot as plt
+import numpy as np
 from sklearn.datasets import load_digits
 
 from skdiec import DiffusionEmbeddedClustering, Pretraining
 from skdiec.metrics import clustering_report
-from skdiec.plotting import ClusterDisplay
+from skdiec.plotting import ClusterDisplay, TreeDisplay
 
 digits = load_digits()
 images, labels = digits.images[::3], digits.target[::3]
@@ -50,6 +51,16 @@ print(f"stability:      {model.stability_:.2f}")
 # Here the digits are known, so the clusters can be compared with them. The fit has not seen them.
 
 print(clustering_report(labels, found))
+
+# %%
+# Another number of clusters
+# --------------------------
+# The clusters are joined in a tree. Each leaf on the right is a part of a cluster, with the number of its images.
+# ``labels_at`` cuts the tree at another number of clusters, without a second fit. Here it is five in place of ten.
+
+TreeDisplay.from_estimator(model)
+plt.show()
+print("images in each of five clusters:", np.bincount(model.labels_at(5)))
 
 # %%
 # New images

@@ -1,5 +1,7 @@
 import ast
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -250,6 +252,33 @@ def test_public_modules_are_there_after_the_import_and_the_rest_is_out_of_sight(
         skdiec.plumbing  # noqa: B018
 
 
+EXTRAS = ("jinja2", "matplotlib", "pyarrow", "pynndescent", "rich", "transformers", "typer", "umap")
+
+
+def without_extras(code):
+    """Run code in a process that has none of the packages of the extras."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", blocked + code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_library_is_imported_without_its_extras():
+    done = without_extras("import skdiec\nfor name in skdiec.__all__: print(getattr(skdiec, name))\n"
+                          "skdiec.DiffusionEmbeddedClustering()")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(skdiec.__all__)
+
+
+def test_command_line_says_what_it_lacks():
+    done = without_extras("del sys.modules['typer']; import importlib.util as util; find = util.find_spec\n"
+                          "util.find_spec = lambda name, *more: None if name == 'typer' else find(name, *more)\n"
+                          "from skdiec.__main__ import main; main()")  # fmt: skip
+    assert done.returncode == 1
+    assert 'pip install "skdiec[cli]"' in done.stderr
+
+
 # Manners
 
 
@@ -315,6 +344,7 @@ def _documented(module, tree, prefix=""):
             returns=is_function and ast.unparse(node.returns or ast.Constant(None)) != "None",
             is_called_by_users=is_function
             and room(module) in FOR_USERS
+            and not module.startswith("skdiec._estimator.")
             and (prefix in ("", "DiffusionEmbeddedClustering.") or prefix.endswith("Display.")),
         )
         if isinstance(node, ast.ClassDef):

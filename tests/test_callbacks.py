@@ -158,7 +158,7 @@ def test_true_ends_the_pretraining(make_model, images, tmp_path):
 def test_fit_that_fails_is_torn_down_and_leaves_the_estimator_as_it_was(make_model, images, monkeypatch):
     recorder = Recorder()
     model = make_model().set_callbacks(recorder)
-    monkeypatch.setattr("skdiec._estimator.train", lambda *arguments, **keywords: 1 / 0)
+    monkeypatch.setattr("skdiec._estimator.training.train", lambda *arguments, **keywords: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.fit(images)
     assert recorder.calls[-1][0] == "teardown"

@@ -486,8 +486,8 @@ def nothing_is_trained(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("training began")
 
-    monkeypatch.setattr("skdiec._estimator.pretrain", fail)
-    monkeypatch.setattr("skdiec._estimator.search_cells", fail)
+    monkeypatch.setattr("skdiec._estimator.stages.pretrain", fail)
+    monkeypatch.setattr("skdiec._estimator.stages.search_cells", fail)
 
 
 @pytest.mark.parametrize(

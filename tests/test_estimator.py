@@ -27,6 +27,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 import skdiec.features
 import skdiec.storage
 from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, initialization
+from skdiec._estimator import setup, stages, training
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, trainer
 from skdiec.features import FeatureExtractor
@@ -460,7 +461,7 @@ def work(monkeypatch):
         monkeypatch.setattr(owner, attribute, counted)
 
     count("pretraining", trainer.Trainer, "run")
-    count("search", _estimator, "search_cells")
+    count("search", stages, "search_cells")
     count("passes", FeatureExtractor, "_extract")
     count("start", initialization, "initial_partition")
     return counts
@@ -936,7 +937,7 @@ def calls(monkeypatch):
     """Records the arguments with which collaborators are called; they run all the same."""
     recorded = defaultdict(list)
 
-    def watch(name, owner=_estimator):
+    def watch(name, owner):
         function = getattr(owner, name)
         signature = inspect.signature(function)
 
@@ -949,11 +950,14 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(owner, name, watched)
 
-    for name in (
-        *("initialize", "_logging", "as_image_source", "check_memory", "default_device", "search_cells", "knn_graph"),
-        *("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "load_backbone", "pretrain", "train"),
-    ):
-        watch(name)
+    for owner, names in {
+        _estimator: ("_logging", "as_image_source", "knn_graph"),
+        setup: ("check_memory", "default_device", "load_backbone"),
+        stages: ("initialize", "pretrain", "search_cells"),
+        training: ("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "train"),
+    }.items():
+        for name in names:
+            watch(name, owner)
     watch("extract", FeatureExtractor)
     watch("to", PixelBackbone)
     return recorded
@@ -1082,7 +1086,7 @@ def test_batches_grow_with_the_data_and_the_step_size_with_them(
     def stop(embedder, graph, labels, n_clusters, config, report):
         raise StopIteration(config)
 
-    monkeypatch.setattr(_estimator, "train", stop)
+    monkeypatch.setattr(training, "train", stop)
     many = np.resize(images[:, :2, :2], (n, 2, 2))
     cheap = {"n_init": 1, "init": "k-means++", "n_draws": 1, "pooling": 1}
     with pytest.raises(StopIteration) as caught:
@@ -1115,8 +1119,8 @@ def nothing_begins(monkeypatch):
     def begin(*args, **kwargs):
         pytest.fail("began with what is wrong")
 
-    for name in ("pretrain", "search_cells", "train"):
-        monkeypatch.setattr(_estimator, name, begin)
+    for owner, name in ((stages, "pretrain"), (stages, "search_cells"), (training, "train")):
+        monkeypatch.setattr(owner, name, begin)
 
 
 def with_value(value):
@@ -1305,7 +1309,7 @@ def test_results_before_fit_are_told_of(method, make_model, images):
 
 def test_results_after_a_fit_that_failed_are_told_of(make_model, images, monkeypatch):
     model = make_model()
-    monkeypatch.setattr(_estimator, "search_cells", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(stages, "search_cells", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.fit(flat(images))
     with pytest.raises(NotFittedError, match="This DiffusionEmbeddedClustering instance is not fitted yet"):

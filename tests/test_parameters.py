@@ -12,7 +12,8 @@ from numpy.testing import assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
-from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, _parameters
+from skdiec import DiffusionEmbeddedClustering, Pretraining, _parameters
+from skdiec._estimator import stages, training
 
 AUTO = {"backbone": Pretraining(epochs=2, channels=(8,), precision="fp32")}
 INTEGERS = {
@@ -59,8 +60,8 @@ def nothing_begins(monkeypatch):
     def begins(*arguments, **keywords):
         raise AssertionError("something began")
 
-    for name in ("pretrain", "search_cells", "train"):
-        monkeypatch.setattr(_estimator, name, begins)
+    for owner, name in ((stages, "pretrain"), (stages, "search_cells"), (training, "train")):
+        monkeypatch.setattr(owner, name, begins)
 
 
 def test_every_number_among_the_parameters_is_here():

@@ -77,7 +77,7 @@ def test_images_may_take_several_passes_and_be_fewer_than_fit_at_once(clock, cap
 
 
 def test_fit_tells_its_passes_before_it_trains_anything(planted, caplog, monkeypatch):
-    from skdiec import _estimator
+    from skdiec._estimator import stages
 
     images, _ = planted()
     told = []
@@ -86,8 +86,8 @@ def test_fit_tells_its_passes_before_it_trains_anything(planted, caplog, monkeyp
         told.extend(messages(caplog))
         return trained(*arguments, **options)
 
-    trained = _estimator.pretrain
-    monkeypatch.setattr(_estimator, "pretrain", train)
+    trained = stages.pretrain
+    monkeypatch.setattr(stages, "pretrain", train)
     model = DiffusionEmbeddedClustering(
         3, backbone=Pretraining(epochs=1, channels=(8,)), timestep=(50, 100), search_draws=2, n_draws=3, n_init=1,
         max_epochs=1, random_state=0,

@@ -17,7 +17,8 @@ from numpy.testing import assert_array_equal
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, pretrain
+from skdiec import DiffusionEmbeddedClustering, Pretraining, pretrain
+from skdiec._estimator import setup, stages, training
 from skdiec.training import ResidualHead
 
 PARAMETERS = {
@@ -189,8 +190,17 @@ def test_settings_of_the_program_do_not_change_a_fit(settings, images, alone):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-@pytest.mark.parametrize("step", ["load_backbone", "search_cells", "initialize", "train", "EmbeddingModel"])
-def test_refit_that_fails_leaves_the_first_fit(error, step, fitted, images, planted, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        (setup, "load_backbone"),
+        (stages, "search_cells"),
+        (stages, "initialize"),
+        (training, "train"),
+        (training, "EmbeddingModel"),
+    ],
+)
+def test_refit_that_fails_leaves_the_first_fit(error, owner, step, fitted, images, planted, monkeypatch):
     model = fitted
     before = dict(vars(model))
     other, _ = planted((8, 8), 4, seed=1)
@@ -198,7 +208,7 @@ def test_refit_that_fails_leaves_the_first_fit(error, step, fitted, images, plan
     def fail(*arguments, **keywords):
         raise error
 
-    monkeypatch.setattr(_estimator, step, fail)
+    monkeypatch.setattr(owner, step, fail)
     with pytest.raises(error):
         model.set_params(n_clusters=4).fit(other.reshape(len(other), -1))
     monkeypatch.undo()
@@ -215,7 +225,7 @@ def test_refit_that_is_interrupted_in_its_last_step_leaves_the_first_fit(fitted,
     def interrupt(self, z):  # where labels are computed, when much else is there
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_estimator.EmbeddingModel, "assign", interrupt)
+    monkeypatch.setattr(training.EmbeddingModel, "assign", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.set_params(n_clusters=5).fit(planted((8, 8), 5)[0])
     assert all(vars(model)[name] is before[name] for name in before if name.endswith("_"))
@@ -224,7 +234,7 @@ def test_refit_that_is_interrupted_in_its_last_step_leaves_the_first_fit(fitted,
 
 def test_first_fit_that_fails_leaves_nothing(make_model, images, monkeypatch):
     model = make_model(3)
-    monkeypatch.setattr(_estimator, "train", lambda *arguments, **keywords: 1 / 0)
+    monkeypatch.setattr(training, "train", lambda *arguments, **keywords: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.fit(images.reshape(len(images), -1))
     assert vars(model).keys() == model.get_params(deep=False).keys()

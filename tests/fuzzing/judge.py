@@ -29,7 +29,7 @@ REFUSALS = (ValueError, TypeError, ImportError, NotFittedError)
 
 TRAINING = {
     "pretraining": [("skdiec.backbones.trainer", "Trainer.run")],
-    "training": [("skdiec._estimator", "train"), ("skdiec.training", "train")],
+    "training": [("skdiec._estimator.training", "train"), ("skdiec.training", "train")],
 }
 """What is entered when training begins: the first of each that there is. A test sees to it that both are found."""
 

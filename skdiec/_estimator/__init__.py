@@ -1,20 +1,16 @@
-"""The estimator: it orchestrates the rooms below and computes nothing itself."""
+"""The estimator. It orchestrates the rooms below, and computes nothing itself."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import dataclasses
-import functools
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import joblib
 import numpy as np
@@ -22,73 +18,24 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, check_array, check_random_state
-from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
+from sklearn.utils import Tags, check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skdiec._callbacks import OF_SKLEARN, CallbackSupportMixin, Stages, Steps, with_callbacks
-from skdiec._parameters import CONSTRAINTS, check_init, check_parameters, search_space
-from skdiec._version import __version__
-from skdiec.activations import Cell
-from skdiec.backbones import (
-    Backbone,
-    Pretraining,
-    check_share_explained,
-    default_device,
-    is_emulated,
-    load_backbone,
-    pretrain,
-    untrained_backbone,
-)
-from skdiec.cluster_number import MAX_CLUSTERS, MAX_IMAGES
-from skdiec.features import CellFeatures, FeatureExtractor, map_features, suited_batch_size
+from skdiec._callbacks import OF_SKLEARN, CallbackSupportMixin, Stages, with_callbacks
+from skdiec._estimator.stages import fit_in_stages
+from skdiec._parameters import CONSTRAINTS, check_parameters
+from skdiec.backbones import Pretraining, default_device
+from skdiec.features import map_features, suited_batch_size
 from skdiec.graph import knn_graph
-from skdiec.images import (
-    FileImages,
-    ImageFormat,
-    ImageSource,
-    as_image_source,
-    distinct_rows,
-    is_rows,
-    refuse_one_image,
-    thumbnails,
-    unpack,
-)
-from skdiec.initialization import Initialization, first_number, initialize
+from skdiec.images import ImageFormat, ImageSource, as_image_source, is_rows, refuse_one_image, thumbnails, unpack
 from skdiec.messages import MAX_LENGTH, keeping_warnings, shortened, shown, warn
-from skdiec.parallel import in_parallel, library_defaults, one_blas_thread, useful_jobs
-from skdiec.partition import cluster_tree, cut_over_noise, cut_tree
-from skdiec.passes import Passes, search_passes
-from skdiec.scores import modularity, normalized_cut
-from skdiec.search import SearchResult, search_cells
+from skdiec.parallel import library_defaults, one_blas_thread, useful_jobs
+from skdiec.partition import cut_tree
+from skdiec.scores import modularity
 from skdiec.state import push_model, save_model
-from skdiec.storage import LatentCache, check_space
-from skdiec.training import (
-    BackboneEmbedder,
-    Embedder,
-    EmbeddingModel,
-    FrozenEmbedder,
-    ResidualHead,
-    TrainingConfig,
-    TrainingState,
-    train,
-)
-
-logger = logging.getLogger(__name__)
-
-_SHIFT_FROM_SIDE = 16
-"""Sides from which images are moved by default: in smaller ones, a pixel is too much of what they show."""
-
-_SEARCH_COMPONENTS = 32
-_SEARCH_INIT = 2
-
-_FIRST_IMAGES = 1000
-"""Images of the first estimate of the number of clusters: the search needs no better one."""
 
 _HARDLY_BETTER = 0.9  # of the cut of noise
 _LEAST_TO_TELL = 100  # images: of fewer, noise may have clusters by chance
-
-_PRETRAINING_STEPS = _EXTRACTION_STEPS = 100
-"""Steps of a stage that callbacks see, whatever the number of batches."""
 
 
 class DiffusionEmbeddedClustering(
@@ -148,7 +95,7 @@ class DiffusionEmbeddedClustering(
         - ``"grid"`` scores every combination of layer, timestep and pooling on the same images (Algorithm A1 of the
           paper).
         - ``"halving"`` compares the layers first and the timesteps then, on a third of the images, and only the best
-          ones on all. It costs a third, and less than a tenth where timesteps and draws are many.
+          ones on all. It costs a quarter or less, and less than a tenth where timesteps and draws are many.
 
     criterion : {"consensus", "relative_cut", "normalized_cut", "scott"} or callable, default="consensus"
         What a representation (layer, timestep, pooling) is scored by. All but the Scott score look at the best
@@ -263,8 +210,8 @@ class DiffusionEmbeddedClustering(
         Epochs between updates of the target distribution and the graph's weights.
 
     n_snapshots : int, default=0
-        Epochs, evenly spaced from the start to the last one, whose embeddings of up to 2,000 images `fit` keeps in
-        `snapshots_`, to draw how clusters form (`skdiec.plotting.EmbeddingDisplay.from_history`). 1 keeps the last.
+        Epochs, evenly spaced from before the first to the last one, whose embeddings of up to 2,000 images `fit` keeps
+        in `snapshots_`, to draw how clusters form (`skdiec.plotting.EmbeddingDisplay.from_history`). 1 keeps the last.
 
     memory : str or joblib.Memory, default=None
         Cache of pretraining, search, features and initial partition, so that fits that share them, as in a search over
@@ -575,7 +522,7 @@ class DiffusionEmbeddedClustering(
         stages = Stages(self, X, y, n_stages=5)
         with keeping_warnings() as fitting.warnings_:
             with _logging(fitting.verbose), library_defaults():
-                fitting._fit(X, stages)
+                fit_in_stages(fitting, X, stages)
             # In one step: a fit that fails, or is interrupted, leaves all that there was before.
             given = {name: vars(self)[name] for name in self.get_params(deep=False)}
             of_sklearn = {name: vars(self)[name] for name in OF_SKLEARN if name in vars(self)}
@@ -584,158 +531,6 @@ class DiffusionEmbeddedClustering(
             self._warn_of_noise()
         stages.end(lambda: fitting._fitted_attributes())
         return self
-
-    def _fit(self, X: Any, stages: Stages) -> None:
-        setup = self._set_up(X)
-        source, seeds, memory = setup.source, setup.seeds, setup.memory
-        self._format, self.image_shape_, self.value_range_ = source.format, source.shape, source.format.value_range
-        if setup.files is not None:
-            self.files_ = setup.files
-        if not source.format.is_table:
-            self.n_features_in_ = math.prod(source.shape)
-
-        passes = self._passes_ahead(setup)
-        passes.announce()
-        with stages.stage("backbone", _PRETRAINING_STEPS if setup.pretraining is not None else 0) as steps:
-            extractor = self._get_backbone(setup, steps)
-        n_passes = len(setup.timesteps) * self.search_draws if self.search == "grid" else None
-        with stages.stage("search", n_passes) as steps:
-            self.n_clusters_ = self._first_number(extractor, setup)
-            search = self._search(extractor, setup, steps, passes)
-        self.layer_, self.timestep_, self.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
-        self.search_result_, self.layers_, self.timesteps_ = search, search.layers, search.timesteps
-        self.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
-        self._cell = search.best
-
-        with stages.stage("features", _EXTRACTION_STEPS) as steps:
-            cached = dataclasses.replace(extractor, memory=memory)
-            timed = passes.timed(
-                passes.n_features, at_once=extractor.at_once, per_image=self.n_draws, then=steps.report
-            )
-            features = cached.extract(source, [search.best], report=timed)[search.best]
-        features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
-        with stages.stage("partition"), one_blas_thread:
-            start = memory.cache(initialize, ignore=["n_jobs"])(
-                __version__,
-                features,
-                self.n_clusters if setup.distinct is None else setup.distinct,
-                self.n_components,
-                self.n_neighbors,
-                self.neighbors_algorithm,
-                self.init,
-                self.n_init,
-                self.gamma,
-                seeds.start,
-                self.n_jobs,
-            )
-        self.initial_labels_, self.stability_ = start.labels, start.stability
-        taken, self.n_clusters_ = self.n_clusters_, start.n_clusters
-        if start.number is not None:
-            logger.info("%d clusters (the search took %d)", start.n_clusters, taken)
-            self.n_clusters_scores_ = {
-                "n_clusters": start.number.candidates,
-                "silhouette": start.number.silhouettes,
-                "modularity": start.number.modularities,
-            }
-        self.n_components_ = self._n_features_out = start.h.shape[1]
-        with stages.stage("training", 0 if self.head is None else self.max_epochs) as steps:
-            self._train(extractor, source, start, seeds.head, steps)
-        self.fit_seconds_ = stages.seconds
-
-        # A trained backbone has other features now.
-        self.embedding_ = self._map(source, self._model.embed) if self.train_backbone else self._model.embed(features)
-        assigned = self._model.assign(self.embedding_)
-        self.labels_, self.probabilities_ = assigned.argmax(axis=1).astype(np.int32), assigned.max(axis=1)
-        tree = functools.partial(cluster_tree, self.embedding_, start.graph, self.labels_, seed=seeds.start)
-        compare = functools.partial(
-            cut_over_noise, start.h, self.labels_, self.n_neighbors, normalized_cut, seed=seeds.start
-        )
-        found: list[Any] = in_parallel([tree, compare], 1)
-        (self.fine_labels_, self.linkage_), self.cut_over_noise_ = found
-
-    def _set_up(self, X: Any) -> _Setup:
-        """Check the images and all that is to be done with them, before any expensive work."""
-        device = default_device(self.device)
-        if is_emulated(self.precision, device):
-            warn(
-                f"precision={self.precision!r} is many times slower than 'fp32' on this {device.type}, which has no "
-                "instructions for it"
-            )
-        memory = check_memory(self.memory)
-        seeds = _Seeds.draw(self.random_state)
-        pretraining = _as_pretraining(self.backbone, self.random_state, seeds.pretrain)
-        # Loaded when first needed: wrong input is told of before a download.
-        load = functools.cache(lambda: load_backbone(self.backbone))
-        file_shape = (lambda: load().image_shape) if pretraining is None else None
-        source = self._image_source(self._check_input(X, reset=True), file_shape=file_shape)
-        if self.n_clusters != "auto" and len(source) < self.n_clusters:
-            raise ValueError(f"n_samples={len(source)} should be >= n_clusters={self.n_clusters}.")
-        if len(source) < 2:
-            raise ValueError("X must hold at least 2 images to tell what they vary in; got n_samples=1")
-        backbone = load() if pretraining is None else untrained_backbone(source, pretraining, device)
-        backbone.check_channels(source.shape[0])
-        layers, timesteps, poolings = search_space(self, backbone)
-        widths = [
-            channels * pooling**2
-            for channels, *sides in layers.values()
-            for pooling in poolings
-            if pooling <= min(sides)
-        ]
-        check_init(self.init, self.n_components, len(source), widths)
-        check_space(4 * len(source) * max(widths))
-        if self.shift is not None and self.shift >= min(source.shape[1:]):
-            raise ValueError(
-                f"shift must be less than the images' sides, {source.shape[1:]} (height, width); got {self.shift}"
-            )
-        files = source.paths if isinstance(source, FileImages) else None
-        source, distinct = source.in_memory(), None
-        if self.n_clusters == "auto":
-            order = np.random.default_rng(seeds.subset).permutation(len(source))
-            distinct = distinct_rows(source, order[:MAX_IMAGES])
-        outlined = FeatureExtractor(backbone)
-        return _Setup(
-            source=source,
-            files=files,
-            backbone=backbone,
-            pretraining=pretraining,
-            layers=layers,
-            costs=outlined.layer_costs(layers),
-            multiplications=outlined.multiplications(),
-            timesteps=timesteps,
-            poolings=poolings,
-            device=device,
-            memory=memory,
-            seeds=seeds,
-            distinct=distinct,
-        )
-
-    def _get_backbone(self, setup: _Setup, steps: Steps) -> FeatureExtractor:
-        """Train the backbone, or take the given one, and look whether it fits the images."""
-        backbone, source = setup.backbone, setup.source
-        if setup.pretraining is not None:
-            arguments = setup.pretraining.get_params()
-            if arguments["folder"] is None and setup.memory.location is not None:
-                # One folder for each training: its settings are those that the untrained backbone was built by.
-                key = joblib.hash((source.fingerprint(), backbone.recipe["settings"]))
-                arguments["folder"] = Path(setup.memory.location) / "skdiec-backbones" / key
-            backbone = pretrain(
-                source,
-                **arguments,
-                device=setup.device,
-                verbose=self.verbose,
-                report=lambda done, total, loss: steps.report(done, total),
-            )
-        elif backbone is self.backbone:  # a Backbone of the caller's
-            backbone = backbone.copy(setup.device)
-        self.backbone_ = backbone.to(setup.device)
-        self.share_explained_ = check_share_explained(
-            backbone, source, is_trained_on_it=setup.pretraining is not None, seed=setup.seeds.noise
-        )
-        shift = self.shift
-        if shift is None:
-            shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
-        batch_size = self.inference_batch_size or suited_batch_size(backbone)
-        return FeatureExtractor(backbone, self.n_draws, shift, setup.seeds.noise, batch_size, self.precision)
 
     def predict(self, X: ArrayLike | str | os.PathLike | Iterable) -> NDArray[np.int32]:
         """Assign images to the clusters.
@@ -1016,148 +811,6 @@ class DiffusionEmbeddedClustering(
     def _fitted_source(self, X: Any) -> ImageSource:
         return self._image_source(self._check_input(X, reset=False), like=self._format)
 
-    def _first_number(self, extractor: FeatureExtractor, setup: _Setup) -> int:
-        """Return the number of clusters, estimated where it is open before anything was searched.
-
-        What estimates it is the layer with the smallest map.
-        """
-        if self.n_clusters != "auto":
-            return self.n_clusters
-        layer = min(setup.layers, key=lambda name: math.prod(setup.layers[name][1:]))
-        fitting = [pooling for pooling in setup.poolings if pooling <= min(setup.layers[layer][1:])]
-        timestep = setup.timesteps[(len(setup.timesteps) - 1) // 2]
-        cell = Cell(layer, timestep, max(fitting, default=min(setup.poolings)))
-        extractor = dataclasses.replace(extractor, n_draws=self.search_draws)
-        distinct = cast("NDArray", setup.distinct)
-        rows = distinct[:: math.ceil(len(distinct) / _FIRST_IMAGES)]
-        features = extractor.extract(setup.source, [cell], rows=rows)[cell]
-        with one_blas_thread:
-            return first_number(features, _SEARCH_COMPONENTS, self.n_neighbors, setup.seeds.search, self.n_jobs)
-
-    def _passes_ahead(self, setup: _Setup) -> Passes:
-        searched = search_passes(
-            self.search,
-            n_images=min(len(setup.source), self.max_search_samples),
-            n_draws=self.search_draws,
-            n_timesteps=len(setup.timesteps),
-            n_clusters=MAX_CLUSTERS if self.n_clusters == "auto" else self.n_clusters,
-        )
-        share = max(setup.costs.values())
-        return Passes(searched, len(setup.source) * self.n_draws, share, setup.multiplications)
-
-    def _search(self, extractor: FeatureExtractor, setup: _Setup, steps: Steps, passes: Passes) -> SearchResult:
-        source, seeds, memory = setup.source, setup.seeds, setup.memory
-        size = min(len(source), self.max_search_samples)
-        order = np.random.default_rng(seeds.subset).choice(len(source), size, replace=False)
-        extractor = dataclasses.replace(extractor, n_draws=self.search_draws, latents=LatentCache())
-        key: tuple = ()
-        if memory.location is not None:
-            settings = (seeds, extractor.shift, extractor.precision, __version__)
-            key = (source.fingerprint(), extractor.backbone.fingerprint(), *settings)
-        if callable(self.criterion):  # joblib knows functions by their names alone, and some not at all
-            memory = joblib.Memory(None)
-
-        def extract(cells: Sequence[Cell], draw: int, count: int) -> Mapping[Cell, NDArray[np.float32]]:
-            timed = passes.timed(passes.n_search + passes.n_features, at_once=extractor.at_once)
-            return extractor.extract(source, cells, rows=order[:count], draw=draw, report=timed)
-
-        return memory.cache(_run_search, ignore=["extract", "n_jobs", "report"])(
-            key,
-            extract,
-            n_jobs=self.n_jobs,
-            report=steps.report,
-            strategy=self.search,
-            n_images=size,
-            n_draws=self.search_draws,
-            layers=setup.layers,
-            timesteps=setup.timesteps,
-            poolings=setup.poolings,
-            costs=setup.costs,
-            n_clusters=self.n_clusters_,
-            criterion=self.criterion,
-            n_components=_SEARCH_COMPONENTS,
-            n_neighbors=self.n_neighbors,
-            n_init=min(self.n_init, _SEARCH_INIT),
-            balance=self.gamma,
-            seed=seeds.search,
-        )
-
-    def _train(
-        self, extractor: FeatureExtractor, source: ImageSource, start: Initialization, seed: int, steps: Steps
-    ) -> None:
-        """Train what `head` and `train_backbone` ask for; set the model and its history."""
-        self._extractors = [extractor]
-        # Untrained, a residual head is the identity, which is what head=None asks for.
-        head = None if self.head == "direct" else ResidualHead(start.h.shape[1], self.hidden_size, seed=seed)
-        device = extractor.backbone.device
-        if self.train_backbone:
-            self.backbone_ = extractor.backbone.copy(device)
-            self.backbone_.network.float()  # gradients are too small for half precision
-            self._extractors.append(dataclasses.replace(extractor, backbone=self.backbone_))
-            embedder: Embedder = BackboneEmbedder(
-                CellFeatures(dataclasses.replace(self._extractors[1], latents=LatentCache()), source, self._cell),
-                start.projection,
-                start.h,
-                head,
-                self.denoising_weight,
-                device,
-                seed,
-            )
-        else:
-            embedder = FrozenEmbedder(start.h, cast("ResidualHead", head), device)  # "direct" trains the backbone
-
-        def report(state: TrainingState) -> bool:
-            attributes = functools.partial(self._attributes_at, state, start, head)
-            return steps.report(state.epoch, self.max_epochs, attributes, is_last=state.is_last)
-
-        config = self._training_config(len(source), seed)
-        result = train(embedder, start.graph, start.labels, start.n_clusters, config, report)
-        # As a loaded one is: kernels for weights that need gradients differ in the last bits.
-        self.backbone_.network.requires_grad_(False)
-        self._model = EmbeddingModel(start.projection, head, result.centers, self.nu)
-        self.cluster_centers_ = self._model.centers
-        self.history_ = result.history
-        self.n_iter_ = result.n_epochs
-        self.snapshots_, self.snapshot_rows_ = dict(result.snapshots), result.snapshot_rows
-
-    def _training_config(self, n_samples: int, seed: int) -> TrainingConfig:
-        batch_size = self.batch_size
-        if batch_size is None:
-            batch_size = 128 if self.train_backbone else min(max(128, n_samples // 16), 512)
-        batch_size = min(batch_size, max(128, n_samples))
-        return TrainingConfig(
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            nu=self.nu,
-            max_epochs=0 if self.head is None else self.max_epochs,
-            warmup_epochs=self.warmup_epochs,
-            batch_size=batch_size,
-            learning_rate=3e-3 * batch_size / 128 if self.learning_rate is None else self.learning_rate,
-            backbone_learning_rate=self.backbone_learning_rate,
-            tol=self.tol,
-            update_interval=self.update_interval,
-            n_snapshots=self.n_snapshots,
-            seed=seed,
-        )
-
-    def _attributes_at(self, state: TrainingState, start: Initialization, head: ResidualHead | None) -> dict[str, Any]:
-        """Return what a fit would have set that had ended with an epoch of the training."""
-        model = EmbeddingModel(start.projection, copy.deepcopy(head), state.centers, self.nu)
-        extractors = [
-            dataclasses.replace(extractor, backbone=extractor.backbone.copy()) for extractor in self._extractors
-        ]
-        extractors[-1].backbone.network.requires_grad_(False)
-        return {
-            **self._fitted_attributes(),
-            "_model": model,
-            "_extractors": extractors,
-            "backbone_": extractors[-1].backbone,
-            "cluster_centers_": model.centers,
-            "labels_": state.labels.astype(np.int32),
-            "n_iter_": state.epoch,
-        }
-
     def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
         device = default_device(self.device)
         backbones = [extractor.backbone.to(device) for extractor in self._extractors]
@@ -1167,68 +820,6 @@ class DiffusionEmbeddedClustering(
             for extractor, backbone in zip(self._extractors, backbones, strict=True)
         ]
         return map_features(extractors, source, self._cell, function)
-
-
-@dataclass(frozen=True)
-class _Seeds:
-    """One seed for each use of randomness."""
-
-    pretrain: int
-    noise: int
-    subset: int
-    search: int
-    start: int
-    head: int
-
-    @classmethod
-    def draw(cls, random_state: int | np.random.RandomState | None) -> _Seeds:
-        return cls(*(int(seed) for seed in check_random_state(random_state).randint(2**31 - 1, size=6)))
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What `fit` is about to work with."""
-
-    source: ImageSource
-    files: Sequence[Path] | None
-    backbone: Backbone
-    """Untrained where `pretraining` is not None."""
-    pretraining: Pretraining | None
-    layers: Mapping[str, tuple[int, int, int]]
-    costs: Mapping[str, float]
-    """Share of a whole pass, up to each layer."""
-    multiplications: int
-    """Of a whole pass."""
-    timesteps: Sequence[int]
-    poolings: Sequence[int]
-    device: torch.device
-    memory: joblib.Memory
-    seeds: _Seeds
-    distinct: NDArray[np.integer] | None
-    """Images to estimate the number of clusters on, where it is to be found."""
-
-
-def _run_search(
-    key: tuple, extract: Callable, n_jobs: int | None, report: Callable[[int, int], object], **arguments: Any
-) -> SearchResult:
-    # A function of its own, so that joblib's key holds no closure: `key` stands for images, weights and seeds.
-    return search_cells(extract, n_jobs=n_jobs, report=report, **arguments)
-
-
-def _as_pretraining(
-    backbone: object, random_state: int | np.random.RandomState | None, seed: int
-) -> Pretraining | None:
-    """Return how to train the backbone, with the seed to take where it names none; None for one that exists."""
-    if isinstance(backbone, str) and backbone == "auto":
-        backbone = Pretraining()
-    if not isinstance(backbone, Pretraining):
-        return None
-    pretraining = copy.copy(backbone)
-    # Any backbone in the folder will do where no seed is asked for.
-    any_seed = random_state is None and pretraining.folder is not None
-    if pretraining.random_state is None and not any_seed:
-        pretraining.random_state = seed
-    return pretraining
 
 
 @contextlib.contextmanager
