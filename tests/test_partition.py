@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from skdiec.partition import (
     merge_tree,
     merged_partition,
     strongest_link,
+    unit_rows,
 )
 from skdiec.scores import balanced_cut, normalized_cut
 
@@ -367,6 +369,26 @@ def test_uneven_classes_are_found_by_merges(seed):
     assert found.stability > 0.9
     assert found.cut == balanced_cut(graph, found.labels, 10)
     assert 1.2 * strongest_link(graph, found.labels) <= strongest_link(graph, lowest.labels)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken", "other"), [(UNEVEN, 40, 80), ([1200, 500, 200, 80, 40, 20, 12, 8, 6, 6], 80, 40)]
+)
+def test_of_two_finenesses_the_one_whose_merges_agree_better_is_taken(sizes, taken, other):
+    X, y = blobs(sizes, 0.45, 3)
+    graph = knn_graph(X)
+    rows = unit_rows(spectral_embedding(graph, 16))
+    merges = {
+        n: [merged_partition(graph, kmeans_labels(rows, n, seed=start), 10) for start in range(3)] for n in (40, 80)
+    }
+    agreement = {
+        n: np.mean([adjusted_rand_score(*pair) for pair in combinations(labels, 2)]) for n, labels in merges.items()
+    }
+    assert agreement[taken] > max(0.9, agreement[other])
+    found = initial_partition(X, graph, 10, balanced(10), n_init=4)
+    assert found.source == "merged"
+    assert any(np.array_equal(found.labels, labels) for labels in merges[taken])
+    assert clustering_accuracy(y, found.labels) > 0.95
 
 
 @pytest.mark.parametrize(("sizes", "spread"), [([100] * 6, 0.2), ([100] * 6, 1.5), ([300], 1.0), ([2] * 4, 0.3)])
