@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +222,7 @@ def ours(case: str, folder: Path | None, fonts: Path | None, seed: int, work: Pa
     images, _, k = load(case, folder, fonts)
     with tempfile.TemporaryDirectory() as temporary:
         memory = temporary if work is None else work / f"{re.sub(r'[^a-z0-9]+', '-', case.lower())}-{seed}"
+        shutil.rmtree(Path(memory) / "joblib", ignore_errors=True)  # search and partition as the code is now
         model = DiffusionEmbeddedClustering(k, random_state=seed, memory=str(memory)).fit(images)
     return {
         "labels": model.labels_,
