@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from common import Results, add_run_options, machine, markdown_table, sources, write_table
-from robustness import CASES, load
+from robustness import CASES, load, memory_of
 
 from skdiec import DiffusionEmbeddedClustering, pretrain
 from skdiec.cluster_number import MAX_IMAGES, candidate_numbers
@@ -68,13 +68,16 @@ def representation(model: DiffusionEmbeddedClustering, images: np.ndarray, seed:
 
 
 def backbone_of(case: str, images: np.ndarray, folder: Path) -> Path:
-    """Return the committed backbone, or train one by the defaults on all images of the case."""
+    """Return the committed backbone, that of a fit of `robustness.py --work`, or one that is trained by the defaults."""
     committed = next((name for start, name in COMMITTED.items() if case.startswith(start)), None)
     if committed is not None:
         return Path(__file__).parent / "backbones" / committed
-    path = folder / "".join(letter for letter in case if letter.isalnum())
-    pretrain(images, path, random_state=1)
-    return path
+    backbones = memory_of(folder, case, 0) / "skdiec-backbones"
+    finished = sorted(backbones.glob("*/model_index.json"))
+    if finished:
+        return finished[0].parent
+    pretrain(images, backbones / "alone", random_state=1)
+    return backbones / "alone"
 
 
 def measure(case: str, n_classes: int, seed: int, options: argparse.Namespace) -> dict[str, object]:
@@ -137,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser, CASES)
     parser.add_argument("--fonts", type=Path, help="folder of fonts, for the glyphs")
-    parser.add_argument("--work", type=Path, required=True, help="where backbones that are trained here go")
+    parser.add_argument("--work", type=Path, required=True, help="folder of backbones, as that of robustness.py")
     options = parser.parse_args()
     values = ("images", "true", "auto", *OTHERS, "cut_over_noise", "cost", "machine")
     results = Results("cluster_number", ("case", "drawn", "seed"), values)

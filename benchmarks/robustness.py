@@ -215,14 +215,19 @@ def peer(method: str, case: str, folder: Path | None, fonts: Path | None, seed: 
     return {"labels": PEERS[method](images, k, seed)}
 
 
+def memory_of(work: Path, case: str, seed: int) -> Path:
+    """Return the folder that keeps what the fits of a case have trained, in its folder ``skdiec-backbones``."""
+    return work / f"{re.sub(r'[^a-z0-9]+', '-', case.lower())}-{seed}"
+
+
 def ours(case: str, folder: Path | None, fonts: Path | None, seed: int, work: Path | None) -> dict[str, Any]:
     """Fit with all defaults; backbones stay in a folder of `work`, so that a later run finds them trained."""
     from skdiec import DiffusionEmbeddedClustering
 
     images, _, k = load(case, folder, fonts)
     with tempfile.TemporaryDirectory() as temporary:
-        memory = temporary if work is None else work / f"{re.sub(r'[^a-z0-9]+', '-', case.lower())}-{seed}"
-        shutil.rmtree(Path(memory) / "joblib", ignore_errors=True)  # search and partition as the code is now
+        memory = Path(temporary) if work is None else memory_of(work, case, seed)
+        shutil.rmtree(memory / "joblib", ignore_errors=True)  # search and partition as the code is now
         model = DiffusionEmbeddedClustering(k, random_state=seed, memory=str(memory)).fit(images)
     return {
         "labels": model.labels_,
