@@ -68,7 +68,7 @@ def representation(model: DiffusionEmbeddedClustering, images: np.ndarray, seed:
 
 
 def backbone_of(case: str, images: np.ndarray, folder: Path) -> Path:
-    """Return the committed backbone, that of a fit of `robustness.py --work`, or one that is trained by the defaults."""
+    """Return the committed backbone, that of a fit of `robustness.py --work`, or one that is trained here."""
     committed = next((name for start, name in COMMITTED.items() if case.startswith(start)), None)
     if committed is not None:
         return Path(__file__).parent / "backbones" / committed
