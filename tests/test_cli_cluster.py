@@ -472,6 +472,16 @@ def test_wrong_arguments_of_predict_are_told_of_in_one_line(arguments, message, 
     assert result.stderr.count("\n") == 1
 
 
+def test_info_of_a_model_that_labels_began_stays_short(make_model, planted, tmp_path):
+    images, labels = planted(size=40)
+    cheap = skdiec.Pretraining(epochs=1, channels=(8,), batch_size=32)
+    make_model(init=labels, backbone=cheap).fit(images).save(tmp_path / "model")
+    lines = succeed("info", tmp_path / "model").stdout.splitlines()
+    assert "stability: unknown" in lines
+    (init,) = [line for line in lines if line.startswith("  init: array([")]
+    assert len(init) < 250
+
+
 def test_info_says_what_a_folder_is(done, backbone, folder):
     photos, out, _ = done
     model = skdiec.load(out / "model")

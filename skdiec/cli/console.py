@@ -37,6 +37,9 @@ QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
 """Time between two lines of progress, where standard error is no terminal."""
 
+_LEAST_SHARE = 0.05
+"""Of the work, for a first estimate from it alone."""
+
 _BAR = "{desc} {percentage:3.0f} % {bar} {remaining} left"
 _LINE = "{desc}: {percentage:.0f} %, {remaining} left"
 
@@ -338,7 +341,11 @@ def _lines(text: str) -> Report:
     def report(done: int, total: int) -> None:
         nonlocal told, began, first
         now = time.monotonic()
-        if now - started < QUIET_SECONDS:  # what was done by an earlier call says nothing of how long the rest takes
+        if (
+            began == started and done < _LEAST_SHARE * total
+        ):  # as before the next steps: says little of how long they take
+            began, first, told = now, done, now
+        elif now - started < QUIET_SECONDS:  # what was done by an earlier call says nothing of how long the rest takes
             began, first = now, done
         elif now - told >= LINE_SECONDS:
             told = now
@@ -350,8 +357,8 @@ def _lines(text: str) -> Report:
 
 def _by_option(message: str) -> str:
     """Return an error of the library with the option in place of the parameter."""
-    name, space, rest = message.partition(" ")
-    return f"--{_OPTIONS[name]}{space}{rest}" if name in _OPTIONS else message
+    name, must, rest = message.partition(" must ")
+    return f"--{_OPTIONS[name]}{must}{rest}" if name in _OPTIONS else message
 
 
 class _Saying(logging.Handler):
