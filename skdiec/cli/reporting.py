@@ -51,7 +51,7 @@ def report(
 ) -> None:
     """Write the report of a saved model: what is in the clusters of the images that it was fitted on."""
     with command(quiet) as console:
-        from skdiec.cli.models import load_model
+        from skdiec.cli.models import check_model, load_model
         from skdiec.cli.output import check_new
         from skdiec.cli.predicting import file_range
         from skdiec.cli.reading import find_files, read_images
@@ -59,6 +59,7 @@ def report(
 
         check_new(out, overwrite=overwrite)
         found = {} if names is None else read_names(names)
+        check_model(model)
         files = find_files(folder, console)
         console.say("loading the model")
         fitted = load_model(model)
