@@ -43,7 +43,7 @@ def test_no_estimate_is_made_from_the_first_small_step(clock, capsys):
         for done in range(1, 5):
             report(done, 100)
             clock.seconds += 6
-    assert capsys.readouterr().err == "reading: 3 %, 09:42 left\n"
+    assert capsys.readouterr().err == "reading: 3 %, 22:38 left\n"
     with Console().bar("reading") as report:
         clock.seconds += 30
         report(1, 4)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -324,7 +325,8 @@ def _bar(text: str, stack: ExitStack) -> Report:
     def report(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            options = {"delay": QUIET_SECONDS, "bar_format": _BAR, "leave": False, "file": sys.stderr}
+            width = shutil.get_terminal_size().columns  # tqdm shows nothing where a terminal says that it has none
+            options = {"ncols": width, "delay": QUIET_SECONDS, "bar_format": _BAR, "leave": False, "file": sys.stderr}
             bar = stack.enter_context(tqdm(desc=text, total=total, **options))
         bar.update(done - bar.n)
 
@@ -336,21 +338,20 @@ def _lines(text: str) -> Report:
     from tqdm import tqdm
 
     started = told = time.monotonic()
-    began, first = started, 0
+    began, first, is_first = started, 0, True
 
     def report(done: int, total: int) -> None:
-        nonlocal told, began, first
+        nonlocal told, began, first, is_first
         now = time.monotonic()
-        if (
-            began == started and done < _LEAST_SHARE * total
-        ):  # as before the next steps: says little of how long they take
-            began, first, told = now, done, now
-        elif now - started < QUIET_SECONDS:  # what was done by an earlier call says nothing of how long the rest takes
+        if now - started < QUIET_SECONDS:  # what was done by an earlier call says nothing of how long the rest takes
             began, first = now, done
+        elif is_first and done < _LEAST_SHARE * total:  # others may follow at once
+            told = now
         elif now - told >= LINE_SECONDS:
             told = now
             rate = (done - first) / (now - began)
             _write(tqdm.format_meter(done, total, now - started, rate=rate or None, prefix=text, bar_format=_LINE))
+        is_first = False
 
     return report
 
