@@ -150,7 +150,7 @@ def test_numbers_of_options():
 def test_limits_are_two_numbers():
     assert limits("x", None) is None
     assert limits("x", "0,0.5") == (0.0, 0.5)
-    with pytest.raises(ValueError, match="--x must be two numbers with a comma between, the lower one first; got '0,1,2'"):
+    with pytest.raises(ValueError, match=r"--x must be two numbers with a comma .* got '0,1,2'"):
         limits("x", "0,1,2")
     for text in ("1,0", "1,1", "nan,1", "0,inf"):
         with pytest.raises(ValueError, match=f"--x must be two numbers .* the lower one first; got '{text}'"):

@@ -325,8 +325,15 @@ def _bar(text: str, stack: ExitStack) -> Report:
     def report(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            width = shutil.get_terminal_size().columns  # tqdm shows nothing where a terminal says that it has none
-            options = {"ncols": width, "delay": QUIET_SECONDS, "bar_format": _BAR, "leave": False, "file": sys.stderr}
+            size = shutil.get_terminal_size()  # tqdm shows nothing where a terminal says that it has none
+            options = {
+                "ncols": size.columns,
+                "nrows": size.lines,
+                "delay": QUIET_SECONDS,
+                "bar_format": _BAR,
+                "leave": False,
+                "file": sys.stderr,
+            }
             bar = stack.enter_context(tqdm(desc=text, total=total, **options))
         bar.update(done - bar.n)
 
