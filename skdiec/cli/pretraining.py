@@ -77,9 +77,11 @@ def pretrain(
 
         X = load_dataset(images, data).images if _is_dataset(images, data) else images
         with console.bar("pretraining") as bar:
-            trained = train_backbone(
-                X, folder, random_state=seed, report=lambda done, total, _: bar(done, total), **given
-            )
+
+            def told(done: int, total: int, loss: float) -> None:
+                bar(done, total)
+
+            trained = train_backbone(X, folder, random_state=seed, report=told, **given)
         recipe = trained.recipe
         typer.echo(_write_checksum(folder))
         typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
