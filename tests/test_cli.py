@@ -59,6 +59,19 @@ def test_pretrain_saves_a_backbone_with_the_settings_that_were_asked_for(tmp_pat
     assert f"{backbone.recipe['steps']:,} steps" in output
 
 
+def test_pretrain_tells_how_far_it_is(tmp_path, images, run, monkeypatch):
+    monkeypatch.setattr("skdiec.cli.console.LINE_SECONDS", 0)
+    monkeypatch.setattr("skdiec.cli.console.QUIET_SECONDS", 0)
+    options = ["--epochs", 3, "--batch-size", 3, "--channels", "8"]
+    code, output = run("pretrain", images, tmp_path / "backbone", *options)
+    assert code == 0, output
+    shares = [int(share) for share in re.findall(r"pretraining: (\d+) %, \d\d:\d\d left", output)]
+    assert shares[-1] == 100
+    assert len(shares) == 6  # steps
+    assert shares == sorted(shares)
+    assert "pretraining" not in run("pretrain", images, tmp_path / "other", *options, "--quiet")[1]
+
+
 def test_pretrain_takes_a_known_data_set_from_a_folder(tmp_path, run):
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16), dtype=np.uint8)
     np.savez(tmp_path / "usps.npz", X=images, y=np.zeros(5))

@@ -355,6 +355,9 @@ def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):
         ),
         (["-k", "3", "--out", "{here}"], "--out must be a folder that is new, empty or of earlier results; "),
         (["-k", "3", "--out", "{here}/two.csv"], "--out must be a folder; "),
+        (["-k", "3", "--out", "{photos}"], "--out must be another folder than that of the images; got {photos}"),
+        (["-k", "3", "--device", "abacus"], "--device must be one that torch knows, such as 'cpu' or 'cuda'; got 'ab"),
+        (["-k", "3", "--value-range", "9,5"], "two numbers with a comma between, the lower one first; got '9,5'"),
     ],
 )
 def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_path):
@@ -363,12 +366,12 @@ def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_pat
     (tmp_path / "none.csv").write_text("cluster\n0\n")
     (tmp_path / "twice.csv").write_text("Cluster; Name\n1;oak\n1.0;ash\n")
     before = content_of(tmp_path)
-    options = [option.format(here=tmp_path) for option in options]
+    options = [option.format(here=tmp_path, photos=done[0]) for option in options]
     if "--out" not in options:
         options += ["--out", str(tmp_path / "out")]
     result = run("cluster", done[0], "--quiet", *options)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert message.format(here=tmp_path) in result.stderr
+    assert message.format(here=tmp_path, photos=done[0]) in result.stderr
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     assert {path: content for path, content in content_of(tmp_path).items() if "out" not in path.parts} == before
@@ -379,7 +382,7 @@ def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_pat
     [
         ("nowhere", "there is no folder "),
         ("empty", "has no file with a suffix such as .jpg, .png or .tif"),
-        ("list.txt", "has no image that can be read; "),
+        ("list.txt", "list.txt is the path of a file, such as '{here}/nowhere.png'"),
         ("blank.txt", "FOLDER must be a folder, or a text file of paths; "),
         ("image.png", "FOLDER must be a folder, or a text file of paths; "),
     ],
@@ -391,7 +394,7 @@ def test_what_holds_no_images_is_told_of(name, message, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
     result = run("cluster", tmp_path / name, "-k", 2, "--quiet")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert message in result.stderr
+    assert message.format(here=tmp_path) in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -461,7 +464,10 @@ def test_predict_reads_files_for_models_of_arrays(make_model, planted, tmp_path,
         (["{done}", "{photos}", "--out", "labels.txt"], "--out must end in .csv or .parquet; got labels.txt"),
         (["{photos}", "{photos}"], "MODEL must be the folder of a saved model; "),
         (["{done}", "nowhere"], "there is no folder nowhere"),
-        (["{done}/nowhere", "{photos}"], "there is no folder"),
+        (["{done}/nowhere", "{photos}"], "MODEL must be the folder of a saved model; there is no folder"),
+        (["nowhere", "{photos}"], "MODEL must be the folder of a saved model; there is no folder nowhere"),
+        (["", "{photos}"], "MODEL must be a path; got ''"),
+        (["{done}", ""], "FOLDER must be a path; got ''"),
         (["{done}", "{photos}", "--out", "nowhere/labels.csv"], "there is no folder nowhere for labels.csv"),
     ],
 )
@@ -470,6 +476,16 @@ def test_wrong_arguments_of_predict_are_told_of_in_one_line(arguments, message, 
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_info_of_a_model_that_labels_began_stays_short(make_model, planted, tmp_path):
+    images, labels = planted(size=40)
+    cheap = skdiec.Pretraining(epochs=1, channels=(8,), batch_size=32)
+    make_model(init=labels, backbone=cheap).fit(images).save(tmp_path / "model")
+    lines = succeed("info", tmp_path / "model").stdout.splitlines()
+    assert "stability: unknown" in lines
+    (init,) = [line for line in lines if line.startswith("  init: array([")]
+    assert len(init) < 250
 
 
 def test_info_says_what_a_folder_is(done, backbone, folder):
@@ -530,6 +546,13 @@ def test_sample_draws_a_grid(backbone, tmp_path):
     assert (grid[9:, 9:] == 255).all()
     assert "is there already: --overwrite replaces it" in run(*command).stderr
     assert run(*command, "--overwrite").exit_code == 0
+
+
+def test_sample_says_what_it_takes(tmp_path):
+    result = run("sample", "nowhere", "--out", tmp_path / "new.png", "--quiet")
+    assert result.exit_code == 2
+    expected = "BACKBONE_OR_MODEL must be the folder of a diffusion model or of a saved model; there is no folder"
+    assert result.stderr == f"Error: {expected} nowhere\n"
 
 
 def test_sample_says_how_to_get_a_backbone_that_can(done, tmp_path):

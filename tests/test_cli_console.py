@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
 
 from skdiec.cli import console as module
 from skdiec.cli.console import Console, StageProgress, command, command_line, json_of, shown_path
@@ -34,6 +35,32 @@ def test_lines_of_progress_come_now_and_then_with_the_time_left(clock, capsys):
         "reading: 70 %, 00:30 left",
         "reading: 80 %, 00:20 left",
     ]
+
+
+def test_no_estimate_is_made_from_the_first_small_step(clock, capsys):
+    with Console().bar("reading") as report:
+        clock.seconds = 30  # loading, say
+        for done in range(1, 5):
+            report(done, 100)
+            clock.seconds += 6
+    assert capsys.readouterr().err == "reading: 3 %, 22:38 left\n"
+    with Console().bar("reading") as report:
+        clock.seconds += 30
+        report(1, 4)
+    assert capsys.readouterr().err == "reading: 25 %, 01:30 left\n"
+
+
+def test_errors_of_the_library_name_the_option(capsys):
+    said = {
+        "max_minutes must be a number": "--minutes must be a number",
+        "image_shape must have sides": "--image-shape must have sides",
+        "backbone folder x has neither": "backbone folder x has neither",
+        "X must be images": "X must be images",
+    }
+    for message, told in said.items():
+        with pytest.raises(typer.Exit), module.command():
+            raise ValueError(message)
+        assert capsys.readouterr().err == f"Error: {told}\n"
 
 
 def test_quick_work_and_quiet_consoles_show_no_progress(clock, capsys):
@@ -123,8 +150,11 @@ def test_numbers_of_options():
 def test_limits_are_two_numbers():
     assert limits("x", None) is None
     assert limits("x", "0,0.5") == (0.0, 0.5)
-    with pytest.raises(ValueError, match="--x must be two numbers with a comma between; got '0,1,2'"):
+    with pytest.raises(ValueError, match=r"--x must be two numbers with a comma .* got '0,1,2'"):
         limits("x", "0,1,2")
+    for text in ("1,0", "1,1", "nan,1", "0,inf"):
+        with pytest.raises(ValueError, match=f"--x must be two numbers .* the lower one first; got '{text}'"):
+            limits("x", text)
 
 
 # Folders of results

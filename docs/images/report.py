@@ -1,6 +1,7 @@
 """Take the pictures of docs/report.md: ``python docs/images/report.py --data FOLDER``, from the root of a clone.
 
-They are of the models of ``benchmarks/report.py``, which fits them where they are not there yet. Needs Chromium.
+They are of the models of ``benchmarks/report.py``, which fits them where they are not there yet, and of digits, whose
+number of clusters the fit finds. Needs Chromium.
 """
 
 import argparse
@@ -13,12 +14,14 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import skdiec
+from skdiec.datasets import load_dataset
 from skdiec.report import write_report
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 
-from report import chromium, fitted, images_of  # noqa: E402 - of the benchmarks
+from common import BACKBONES  # noqa: E402 - of the benchmarks
+from report import SETTINGS, chromium, fitted, images_of  # noqa: E402
 
 
 def taken(page, selector, dy=0):
@@ -45,6 +48,10 @@ def main():
             model = skdiec.load(fitted(name, images))
             title = {"signs": "hand signs", "mnist": "MNIST"}[name]
             files[name] = write_report(model, images, Path(folder) / f"{name}.html", title=title).as_uri()
+        images = load_dataset("digits").images
+        settings = {"backbone": BACKBONES / "digits", "random_state": 0, **SETTINGS}
+        model = skdiec.DiffusionEmbeddedClustering("auto", **settings).fit(images)
+        files["digits"] = write_report(model, images, Path(folder) / "digits.html").as_uri()
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
 
         page = browser.new_page(viewport={"width": 1180, "height": 1010})
@@ -64,6 +71,12 @@ def main():
         for place, screen in enumerate(screens):
             both.paste(screen, (place * (screen.width + 20), 0))
         save(both.resize((both.width * 2 // 3, both.height * 2 // 3), Image.Resampling.LANCZOS), "report_phone.webp")
+
+        page = browser.new_page(viewport={"width": 1180, "height": 860})
+        page.goto(files["digits"])
+        page.wait_for_timeout(1500)
+        panel = page.locator(".panel:has(#number)").screenshot()
+        save(Image.open(io.BytesIO(panel)).convert("RGB"), "report_number.webp")
         browser.close()
 
 

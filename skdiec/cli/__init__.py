@@ -48,7 +48,8 @@ def _told_in_one_line() -> Iterator[None]:
             raise
         text = str(error.message or "")
         if text.startswith("must ") and error.param is not None:
-            text = f"{error.param.opts[0]} {text}"
+            name = error.param.opts[0]
+            text = f"{name if name.startswith('-') else error.param.metavar or name} {text}"
         else:
             place = error.ctx.command_path if error.ctx is not None else "skdiec"
             text = f"{error.format_message().rstrip('.')}; see {place} --help"

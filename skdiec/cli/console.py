@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -36,6 +37,9 @@ QUIET_SECONDS = 2.0
 
 LINE_SECONDS = 10.0
 """Time between two lines of progress, where standard error is no terminal."""
+
+_LEAST_SHARE = 0.05
+"""Of the work, for a first estimate from it alone."""
 
 _BAR = "{desc} {percentage:3.0f} % {bar} {remaining} left"
 _LINE = "{desc}: {percentage:.0f} %, {remaining} left"
@@ -321,7 +325,15 @@ def _bar(text: str, stack: ExitStack) -> Report:
     def report(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            options = {"delay": QUIET_SECONDS, "bar_format": _BAR, "leave": False, "file": sys.stderr}
+            size = shutil.get_terminal_size()  # tqdm shows nothing where a terminal says that it has none
+            options = {
+                "ncols": size.columns,
+                "nrows": size.lines,
+                "delay": QUIET_SECONDS,
+                "bar_format": _BAR,
+                "leave": False,
+                "file": sys.stderr,
+            }
             bar = stack.enter_context(tqdm(desc=text, total=total, **options))
         bar.update(done - bar.n)
 
@@ -333,25 +345,28 @@ def _lines(text: str) -> Report:
     from tqdm import tqdm
 
     started = told = time.monotonic()
-    began, first = started, 0
+    began, first, is_first = started, 0, True
 
     def report(done: int, total: int) -> None:
-        nonlocal told, began, first
+        nonlocal told, began, first, is_first
         now = time.monotonic()
         if now - started < QUIET_SECONDS:  # what was done by an earlier call says nothing of how long the rest takes
             began, first = now, done
+        elif is_first and done < _LEAST_SHARE * total:  # others may follow at once
+            told = now
         elif now - told >= LINE_SECONDS:
             told = now
             rate = (done - first) / (now - began)
             _write(tqdm.format_meter(done, total, now - started, rate=rate or None, prefix=text, bar_format=_LINE))
+        is_first = False
 
     return report
 
 
 def _by_option(message: str) -> str:
     """Return an error of the library with the option in place of the parameter."""
-    name, space, rest = message.partition(" ")
-    return f"--{_OPTIONS[name]}{space}{rest}" if name in _OPTIONS else message
+    name, must, rest = message.partition(" must ")
+    return f"--{_OPTIONS[name]}{must}{rest}" if name in _OPTIONS else message
 
 
 class _Saying(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import typer
 
 from skdiec.cli.console import Console, command, show, show_json, shown_path
 from skdiec.cli.options import AsJson, Quiet
+from skdiec.messages import shown
 
 
 def info(
@@ -63,7 +65,7 @@ def _model(path: Path) -> dict[str, Any]:
         "cut over noise": model.cut_over_noise_,
         "stability": model.stability_,
         "seconds": model.fit_seconds_,
-        "parameters": {name: repr(value) for name, value in _changed(model).items()},
+        "parameters": {name: shown(value) for name, value in _changed(model).items()},
         "backbone": _network(model.backbone_),
     }
 
@@ -106,7 +108,7 @@ def _images(path: Path, console: Console) -> dict[str, Any]:
     return {
         "kind": "images",
         "folder": str(path),
-        "images": len(files.kinds),
+        "images": len(files.paths) - len(problems),
         "unreadable": {files.names[row]: problem for row, problem in sorted(problems.items())},
         "formats": dict(Counter(file.suffix.lower() or "none" for file in files.paths).most_common()),
         "colours": dict(Counter("grey" if kind.channels == 1 else "colour" for kind in kinds).most_common()),
@@ -129,15 +131,15 @@ def _size(path: Path) -> int:
 def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Yield a line for each value, those of a mapping below its name."""
     for name, value in values.items():
-        shown = shown_path(name)
+        label = shown_path(name)
         if isinstance(value, Mapping):
-            yield f"{indent}{shown}:{'' if value else ' none'}"
+            yield f"{indent}{label}:{'' if value else ' none'}"
             yield from _lines(value, indent + "  ")
         elif isinstance(value, bool):
-            yield f"{indent}{shown}: {'yes' if value else 'no'}"
+            yield f"{indent}{label}: {'yes' if value else 'no'}"
         elif isinstance(value, float):
-            yield f"{indent}{shown}: {value:.4g}"
+            yield f"{indent}{label}: {value:.4g}" if math.isfinite(value) else f"{indent}{label}: unknown"
         elif isinstance(value, (list, tuple)):
-            yield f"{indent}{shown}: {', '.join(map(str, value))}"
+            yield f"{indent}{label}: {', '.join(map(str, value))}"
         else:
-            yield f"{indent}{shown}: {value if isinstance(value, int) else shown_path(str(value))}"
+            yield f"{indent}{label}: {value if isinstance(value, int) else shown_path(str(value))}"

@@ -58,13 +58,26 @@ def load_model(path: Path) -> DiffusionEmbeddedClustering:
     -------
     DiffusionEmbeddedClustering
     """
-    folder = model_folder(path)
-    if folder is None and path.is_dir():
-        what = "a backbone" if is_backbone(path) else "no saved model"
-        raise ValueError(f"MODEL must be the folder of a saved model; {shown_path(path)} has {what}")
+    check_model(path)
     from skdiec import load
 
-    return load(os.fspath(folder or path))
+    return load(os.fspath(model_folder(path) or path))
+
+
+def check_model(path: Path) -> None:
+    """Raise ValueError where there is no saved model.
+
+    Parameters
+    ----------
+    path : Path
+        As for `load_model`.
+    """
+    if model_folder(path) is not None:
+        return
+    if path.is_dir():
+        what = "a backbone" if is_backbone(path) else "no saved model"
+        raise ValueError(f"MODEL must be the folder of a saved model; {shown_path(path)} has {what}")
+    _check_place(path, "MODEL must be the folder of a saved model")
 
 
 def load_any_backbone(path: Path) -> Backbone:
@@ -82,6 +95,13 @@ def load_any_backbone(path: Path) -> Backbone:
     folder = model_folder(path)
     if folder is not None:
         return load_model(folder).backbone_
+    _check_place(path, "BACKBONE_OR_MODEL must be the folder of a diffusion model or of a saved model")
     from skdiec.backbones import load_backbone
 
     return load_backbone(os.fspath(path))
+
+
+def _check_place(path: Path, expected: str) -> None:
+    """Raise ValueError for what is no folder, and no id of the Hub either: those have an owner and a name."""
+    if not path.is_dir() and (path.exists() or len(path.parts) != 2 or path.is_absolute()):
+        raise ValueError(f"{expected}; there is no folder {shown_path(path)}")

@@ -62,11 +62,36 @@ def positive(text: str | float) -> float:
     return value
 
 
+def a_path(text: str | Path) -> Path:
+    """Return a path.
+
+    Parameters
+    ----------
+    text : str or Path
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    typer.BadParameter
+        For an empty text, as of a variable of the shell that has no value: it would be the current folder.
+    """
+    if not str(text):
+        raise typer.BadParameter("must be a path; got ''")
+    return Path(text)
+
+
 Folder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="Folder of images, or a text file with the path of one in each line.")
+    Path,
+    typer.Argument(
+        parser=a_path, metavar="FOLDER", help="Folder of images, or a text file with the path of one in each line."
+    ),
 ]
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Folder of a saved model, or one that skdiec cluster wrote.")
+    Path,
+    typer.Argument(parser=a_path, metavar="MODEL", help="Folder of a saved model, or one that skdiec cluster wrote."),
 ]
 Clusters = Annotated[str | None, typer.Option("-k", "--clusters", metavar="N", help="Number of clusters.")]
 Output = Annotated[
@@ -156,11 +181,11 @@ def limits(name: str, text: str | None) -> tuple[float, float] | None:
     Raises
     ------
     ValueError
-        Where they are not two numbers.
+        Where they are not two finite numbers, the lower one first.
     """
     found = numbers(name, text, float)
-    if found is not None and len(found) != 2:
-        raise ValueError(f"--{name} must be two numbers with a comma between; got {text!r}")
+    if found is not None and not (len(found) == 2 and -math.inf < found[0] < found[1] < math.inf):
+        raise ValueError(f"--{name} must be two numbers with a comma between, the lower one first; got {text!r}")
     return None if found is None else (found[0], found[1])
 
 

@@ -35,7 +35,7 @@ def predict(
 ) -> None:
     """Tell which clusters of a saved model new images belong to."""
     with command(quiet) as console:
-        from skdiec.cli.models import load_model
+        from skdiec.cli.models import check_model, load_model
         from skdiec.cli.output import check_new
         from skdiec.cli.reading import find_files, read_images
         from skdiec.cli.tables import check_names, csv_of, label_table, parquet_of, read_names, rows_of
@@ -45,6 +45,7 @@ def predict(
                 raise ValueError(f"--out must end in .csv or .parquet; got {out.name}")
             check_new(out, overwrite=overwrite)
         found, stated = {} if names is None else read_names(names), limits("value-range", value_range)
+        check_model(model)
         files = find_files(folder, console)
         console.say("loading the model")
         from skdiec.backbones import default_device

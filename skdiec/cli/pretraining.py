@@ -76,7 +76,13 @@ def pretrain(
         from skdiec.backbones import pretrain as train_backbone
 
         X = load_dataset(images, data).images if _is_dataset(images, data) else images
-        recipe = train_backbone(X, folder, random_state=seed, verbose=not quiet, **given).recipe
+        with console.bar("pretraining") as bar:
+
+            def told(done: int, total: int, loss: float) -> None:
+                bar(done, total)
+
+            trained = train_backbone(X, folder, random_state=seed, report=told, **given)
+        recipe = trained.recipe
         typer.echo(_write_checksum(folder))
         typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
 

@@ -18,6 +18,7 @@ from skdiec.images.decoding import ImageKind, value_extent
 from skdiec.images.files import as_paths
 from skdiec.images.headers import decode_files, of_other_depth, read_headers, suggested_size
 from skdiec.images.pictures import common_format
+from skdiec.messages import shown
 
 MAX_BYTES = 2**30
 """Images that take more are in a file that is mapped into memory."""
@@ -113,9 +114,16 @@ def find_files(folder: Path, console: Console, *, leave_out: Path | None = None)
     if leave_out is not None:
         results = os.path.realpath(leave_out)
         inside = functools.cache(lambda parent: f"{os.path.realpath(parent)}/".startswith(f"{results}/"))
-        paths = [path for path in paths if not inside(path.parent)]
+        paths, found = [path for path in paths if not inside(path.parent)], len(paths)
+        if found and not paths:
+            raise ValueError(f"--out must be another folder than that of the images; got {shown_path(leave_out)}")
     with console.bar("reading headers") as report:
         kinds, problems = read_headers(paths, report)
+    if not kinds and os.path.isfile(folder) and not any(map(os.path.exists, paths)):
+        raise ValueError(
+            f"FOLDER must be a folder, or a text file of paths; no line of {shown_path(folder)} is the path of a file, "
+            f"such as {shown(shown_path(paths[0]))}"
+        )
     if not kinds:
         reason = f"; {shown_path(paths[0])}: {problems[0]}" if paths else ""
         raise ValueError(f"{shown_path(folder)} has no image that can be read{reason}")
@@ -183,7 +191,10 @@ def read_images(
     pixels = pixels[: len(kept)]
     _tell_of(files, problems, console)
     if not kept:
-        raise ValueError(f"{shown_path(files.root)} has no image that can be read")
+        row = min(problems)
+        raise ValueError(
+            f"{shown_path(files.root)} has no image that can be read; {shown_path(files.paths[row])}: {problems[row]}"
+        )
     found = Files(files.root, files.paths, files.kinds, problems)
     return Images(found, np.array([rows[place] for place in kept]), pixels[:, 0] if as_read.shape[0] == 1 else pixels)
 

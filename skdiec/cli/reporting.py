@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skdiec.cli.console import Console, Report, command, show
+from skdiec.cli.console import Console, command, show
 from skdiec.cli.options import Folder, Model, Names, Overwrite, Quiet
 
 if TYPE_CHECKING:
@@ -38,15 +37,7 @@ def write_report(
     from skdiec import report
 
     shown = [images.files.names[row] for row in images.rows]
-    with ExitStack() as stack, console.telling("skdiec.report"):
-        bar: Report | None = None
-
-        def progress(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:  # its time begins with the first thumbnail
-                bar = stack.enter_context(console.bar("drawing thumbnails"))
-            bar(done, total)
-
+    with console.telling("skdiec.report"), console.bar("drawing thumbnails") as progress:
         report.write_report(model, images.paths, path, paths=shown, names=names, progress=progress)
 
 
@@ -60,7 +51,7 @@ def report(
 ) -> None:
     """Write the report of a saved model: what is in the clusters of the images that it was fitted on."""
     with command(quiet) as console:
-        from skdiec.cli.models import load_model
+        from skdiec.cli.models import check_model, load_model
         from skdiec.cli.output import check_new
         from skdiec.cli.predicting import file_range
         from skdiec.cli.reading import find_files, read_images
@@ -68,7 +59,9 @@ def report(
 
         check_new(out, overwrite=overwrite)
         found = {} if names is None else read_names(names)
+        check_model(model)
         files = find_files(folder, console)
+        console.say("loading the model")
         fitted = load_model(model)
         check_names(found, len(fitted.cluster_centers_), names)
         levels = file_range(fitted, files, None)

@@ -213,7 +213,10 @@ def number_found(model: Any) -> Figure | None:
         if high <= AGREE * low
         else (FAIR, f"Two scores agree roughly: compare it with up to {high}.")
         if high <= ABOUT_AGREE * low
-        else (POOR, f"Two scores disagree: it may be anything from {low} to {high}. Compare them in the tree.")
+        else (
+            POOR,
+            f"Two scores disagree: it may be anything from {low} to {high}. Ask for some of these, and compare.",
+        )
     )
     return Figure(
         "Number of clusters",
