@@ -22,8 +22,8 @@ from common import Results, bare_pass, in_new_process, machine, markdown_table, 
 KEY = ("family", "images", "threads", "repeat")
 VALUES = ("fit", "encodings", "passes", "bare", "machine")
 FAMILIES = ("Stable Diffusion", "DiT", "Flux")
-N_IMAGES, SIDE, REPEATS = 2_000, 64, 2
-_ROUNDS = 20
+N_IMAGES, SIDE, REPEATS = 2_000, 64, 3
+_ROUNDS = 50
 
 
 def pipeline(family: str) -> tuple[Any, dict[str, Any]]:
@@ -128,10 +128,11 @@ def table(results: Results) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, metavar="FAMILY")
     parser.add_argument("--table", action="store_true", help="only write the table of what was measured")
     arguments = parser.parse_args()
     results = results_of()
-    for family in () if arguments.table else FAMILIES:
+    for family in () if arguments.table else arguments.families:
         for repeat in range(REPEATS):
             key = {"family": family, "images": N_IMAGES, "threads": torch.get_num_threads(), "repeat": repeat}
             if not results.find(**key):

@@ -128,13 +128,14 @@ class FeatureExtractor:
 
     def layer_costs(self, names: Iterable[str]) -> dict[str, float]:
         """Return the share of a whole pass's multiplications that a pass up to each layer takes, above 0 to 1."""
-        work = self._work()
-        whole = max(work(()), 1)
-        return {name: max(work((name,)), 1) / whole for name in names}
+        names = tuple(names)
+        done = self._operations(names)
+        whole = max(self._operations(())[None], 1)
+        return {name: max(done[name], 1) / whole for name in names}
 
     def multiplications(self) -> int:
         """Return the multiplications of a whole pass of one image."""
-        return self._work()(()) // 2  # each has an addition
+        return self._operations(())[None] // 2  # each has an addition
 
     @property
     def at_once(self) -> int:
@@ -142,16 +143,14 @@ class FeatureExtractor:
         size = self._rounded_up(self.batch_size)
         return size * self._n_passes(size)
 
-    def _work(self) -> Callable[[Sequence[str]], int]:
-        """Return what counts the operations of a pass up to some layers; of a whole one, where there are none."""
+    def _operations(self, layers: Sequence[str]) -> dict[str | None, int]:
+        """Count the operations of a pass up to each layer; those of None are up to its end, the deepest layer."""
         outline, forward = self._outline()
-
-        def work(layers: Sequence[str]) -> int:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                activations.capture(outline.network, forward, layers, lambda layer, activation: None, outline.to_map)
-            return counter.get_total_flops()
-
-        return work
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            found: dict[str | None, int] = activations.capture(
+                outline.network, forward, layers, lambda layer, activation: counter.get_total_flops(), outline.to_map
+            )
+        return {**found, None: counter.get_total_flops()}
 
     def _outline(self) -> tuple[Backbone, Callable[[], Tensor]]:
         """Return a backbone that computes no numbers, and a pass of one image through it."""
