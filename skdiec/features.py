@@ -145,20 +145,12 @@ class FeatureExtractor:
 
     def _operations(self, layers: Sequence[str]) -> dict[str | None, int]:
         """Count the operations of a pass up to each layer; those of None are up to its end, the deepest layer."""
-        counts: dict[str | None, int] = {}
         outline, forward = self._outline()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            counts.update(
-                activations.capture(
-                    outline.network,
-                    forward,
-                    layers,
-                    lambda layer, activation: counter.get_total_flops(),
-                    outline.to_map,
-                )
+            so_far = activations.capture(
+                outline.network, forward, layers, lambda *_: counter.get_total_flops(), outline.to_map
             )
-        counts[None] = counter.get_total_flops()
-        return counts
+        return {None: counter.get_total_flops()} | so_far
 
     def _outline(self) -> tuple[Backbone, Callable[[], Tensor]]:
         """Return a backbone that computes no numbers, and a pass of one image through it."""
