@@ -20,26 +20,25 @@ def layer_shapes(backbone: Backbone, names: Sequence[str] | None = None) -> dict
 
 def layer_costs(backbone: Backbone, names: Iterable[str]) -> dict[str, float]:
     """Return the share of a whole pass's multiplications that a pass up to each layer takes, above 0 to 1."""
-    work = _work(backbone)
-    whole = max(work(()), 1)
-    return {name: max(work((name,)), 1) / whole for name in names}
+    names = tuple(names)
+    done = _operations(backbone, names)
+    whole = max(_operations(backbone, ())[None], 1)
+    return {name: max(done[name], 1) / whole for name in names}
 
 
 def multiplications(backbone: Backbone) -> int:
     """Return the multiplications of a whole pass of one image."""
-    return _work(backbone)(()) // 2  # each has an addition
+    return _operations(backbone, ())[None] // 2  # each has an addition
 
 
-def _work(backbone: Backbone) -> Callable[[Sequence[str]], int]:
-    """Return what counts the operations of a pass up to some layers; of a whole one, where there are none."""
+def _operations(backbone: Backbone, layers: Sequence[str]) -> dict[str | None, int]:
+    """Count the operations of a pass up to each layer; those of None are up to its end, the deepest layer."""
     outline, forward = _outline(backbone)
-
-    def work(layers: Sequence[str]) -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            activations.capture(outline.network, forward, layers, lambda layer, activation: None, outline.to_map)
-        return counter.get_total_flops()
-
-    return work
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        so_far = activations.capture(
+            outline.network, forward, layers, lambda *_: counter.get_total_flops(), outline.to_map
+        )
+    return {None: counter.get_total_flops()} | so_far
 
 
 def _outline(backbone: Backbone) -> tuple[Backbone, Callable[[], Tensor]]:
