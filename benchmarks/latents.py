@@ -125,7 +125,7 @@ def table(results: Results) -> list[str]:
         f'Random images of {SIDE} x {SIDE}, random weights, 10 clusters, search="halving" as in the table of fits. '
         "Images encoded and passed through the network, of those that search and features need: the others fill "
         "batches, and are of the guard. Seconds of the processor, of the whole fit and inside autoencoder "
-        "and network; the ratio is of the two.",
+        "and network, with the hooks that keep maps; the ratio is of the two.",
         *sources(results),
         "Command: `python benchmarks/latents.py`.",
     ]
