@@ -16,6 +16,7 @@ import criteria
 import matplotlib
 import numpy as np
 import pretraining
+import robustness
 from accuracy import NAMES
 from common import BACKBONES, RESULTS, add_data_options
 
@@ -39,6 +40,7 @@ def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     draw_price()
     draw_drift()
+    draw_robustness()
     for name in arguments.datasets:
         draw_search(name)
         data = load_dataset(name, arguments.data)
@@ -185,6 +187,26 @@ def draw_drift() -> None:
     axis.set(xlabel="epoch", ylabel="denoising loss / before", title="Generative drift")
     axis.legend()
     save(figure, "drift")
+
+
+def draw_robustness() -> None:
+    """Draw the accuracy of each method on each set of the suite."""
+    results = robustness.results_of()
+    cases = [case for case in robustness.CASES if results.find(case=case)]
+    methods = [method for method in (*robustness.PEERS, robustness.OURS) if results.find(method=method)]
+    figure, axis = plt.subplots(figsize=(8, 0.32 * len(cases) + 1.2))
+    for number, method in enumerate(methods):
+        found = [(case, results.find(case=case, method=method)) for case in cases]
+        points = np.array(
+            [(np.mean([float(row["acc"]) for row in rows]), -cases.index(c)) for c, rows in found if rows]
+        )
+        is_ours = method == robustness.OURS
+        style = {"color": "black", "s": 60, "zorder": 3} if is_ours else {"color": f"C{number}", "s": 25, "alpha": 0.8}
+        axis.scatter(*points.T, label=method, marker="D" if is_ours else "o", **style)
+    axis.set(xlabel="ACC", xlim=(0, 1), yticks=[-place for place in range(len(cases))], yticklabels=cases)
+    axis.grid(axis="y", lw=0.4)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.5 / figure.get_figheight()), ncols=3, fontsize="small")
+    save(figure, "robustness")
 
 
 if __name__ == "__main__":
