@@ -88,7 +88,7 @@ def test_pretrain_leaves_out_broken_files_and_tells_of_them(tmp_path, images, ru
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--channels", "8,8,8,8"], "channels must"),
+        (["--architecture", "mixer"], "--architecture must be 'unet' or 'transformer'; got 'mixer'"),
         (["--max-timestep", "1000"], "--max-timestep must be"),
         (["--device", "abacus"], "--device must be one that torch knows"),
         (["--value-range", "0,1"], "--value-range is (0, 1), but {images}/0.png has values from "),

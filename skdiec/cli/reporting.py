@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,10 +55,9 @@ def check_files(model: DiffusionEmbeddedClustering, files: Files) -> None:
     if n_readable < n_fitted:
         raise _other_images(model, files, str(n_readable))
     if n_readable > n_fitted and hasattr(model, "files_"):
-        there = {path.name for path in files.paths}
-        missing = next((path.name for path in map(Path, model.files_) if path.name not in there), None)
-        if missing is not None:
-            raise _other_images(model, files, f"{n_readable}, and no {shown_path(missing)}")
+        missing = Counter(Path(path).name for path in model.files_) - Counter(path.name for path in files.paths)
+        if missing:
+            raise _other_images(model, files, f"{n_readable}, and no {shown_path(min(missing))}")
 
 
 def _other_images(model: DiffusionEmbeddedClustering, files: Files, found: str) -> ValueError:
