@@ -92,7 +92,7 @@ def test_pretrain_leaves_out_broken_files_and_tells_of_them(tmp_path, images, ru
         (["--max-timestep", "1000"], "--max-timestep must be"),
         (["--device", "abacus"], "--device must be one that torch knows"),
         (["--value-range", "0,1"], "--value-range is (0, 1), but {images}/0.png has values from "),
-        (["--value-range", "0,4095"], "value_range is (0, 4095), but images such as {images}/0.png have 8 bits"),
+        (["--value-range", "0,4095"], "--value-range is (0, 4095), but images such as {images}/0.png have 8 bits"),
     ],
 )
 def test_pretrain_tells_of_settings_that_do_not_fit_before_it_reads_all_images(
@@ -144,7 +144,7 @@ def test_wrong_arguments_are_told_of_in_one_line(tmp_path, arguments, message):
     assert message in result.stderr
     told = result.stderr.splitlines()
     assert told[-1].startswith("Error: ")
-    assert told[:-1] in ([], [LOADING], [LOADING, "looking for images in nowhere"], ["looking for images in nowhere"])
+    assert told[:-1] in ([], [LOADING], ["looking for images in nowhere"])
     assert not (tmp_path / "backbone" / "skdiec.json").exists()
 
 
@@ -196,7 +196,7 @@ def test_failures_are_told_of_in_one_line(error, code, message, tmp_path, images
     monkeypatch.setattr("skdiec.backbones.pretrain", fail)
     result = CliRunner().invoke(app, ["pretrain", str(images), str(tmp_path / "backbone")])
     assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr.removeprefix(f"{LOADING}\n") == f"looking for images in {images}\n{message}\n"
+    assert result.stderr.replace(f"{LOADING}\n", "") == f"looking for images in {images}\n{message}\n"
 
 
 def test_mistakes_of_ours_are_not_hidden(tmp_path, images, monkeypatch):

@@ -12,11 +12,13 @@ import typer
 
 from skdiec.cli.console import Console, command
 from skdiec.cli.fitting import tell_of_loading
-from skdiec.cli.options import Device, Quiet, Seed, limits, numbers, positive, whole
+from skdiec.cli.options import Device, Quiet, Seed, a_path, limits, numbers, positive, whole
 from skdiec.datasets import DATASETS, load_dataset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from skdiec.cli.reading import Files
 
 CHECKSUM_FILE = "SHA256SUMS"
 """Checksum of the weights, beside them, for ``sha256sum --check``."""
@@ -73,17 +75,21 @@ def pretrain(
             "max_timestep": max_timestep,
             "dtype": dtype,
         }
+        from skdiec.cli.reading import find_files
+
         shape, levels = numbers("image-shape", image_shape, int), limits("value-range", value_range)
         given = {name: value for name, value in settings.items() if value is not None}
+        is_dataset = _is_dataset(images, data)
+        files = None if is_dataset else find_files(a_path(images), console)
         tell_of_loading(console)
         from skdiec.backbones import default_device
         from skdiec.backbones import pretrain as train_backbone
 
         default_device(device)
-        if _is_dataset(images, data):
+        if files is None:
             X, channel_axis = load_dataset(images, data).images, None
         else:
-            X = _read(Path(images), folder, shape, levels, given, console)
+            X = _read(files, folder, shape, levels, given, console)
             shape, channel_axis = None, 1 if X.ndim == 4 else None
         with console.bar("pretraining") as bar:
 
@@ -107,18 +113,18 @@ def pretrain(
 
 
 def _read(
-    images: Path,
+    files: Files,
     folder: Path,
     image_shape: tuple[int, ...] | None,
     value_range: tuple[float, float] | None,
     settings: Mapping[str, Any],
     console: Console,
 ) -> NDArray:
-    """Return the images of a folder that can be read, once the settings are known to fit them."""
+    """Return the images that can be read, once the settings are known to fit them."""
     import numpy as np
 
     from skdiec.backbones import Pretraining, default_device, untrained_backbone
-    from skdiec.cli.reading import find_files, read_images
+    from skdiec.cli.reading import read_images
     from skdiec.images import as_image_source
 
     def check(shape: tuple[int, int, int]) -> None:
@@ -126,7 +132,7 @@ def _read(
         untrained_backbone(blank, Pretraining(folder, **settings), default_device("cpu"))
 
     return read_images(
-        find_files(images, console),
+        files,
         console,
         image_shape=image_shape,
         value_range=value_range,

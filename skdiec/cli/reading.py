@@ -190,10 +190,11 @@ def read_images(
             None,
         )
     except ValueError as error:
-        raise ValueError(str(error).replace("value_range must be stated", "--value-range must be given")) from error
-    check(as_read.shape)
+        told = str(error).replace("value_range must be stated", "value_range must be given")
+        raise ValueError(told.replace("value_range", "--value-range", 1)) from error
     if value_range is not None:
         _try_some(paths, as_read, dtype)
+    check(as_read.shape)
     pixels = _room((len(rows), *as_read.shape), dtype, map_file)
     with console.bar("reading images") as report:
         broken = decode_files(paths, as_read, pixels, report)
