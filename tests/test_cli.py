@@ -126,6 +126,7 @@ def test_pretrain_takes_a_known_data_set_from_a_folder(tmp_path, run):
     ("arguments", "message"),
     [
         (["nowhere"], "there is no folder nowhere"),
+        ([""], "must be a path; got ''"),
         (["usps", "--data", "nowhere"], "folder must hold usps.npz or usps_jpeg.npz"),
         (["digits", "--channels", "8,x"], "--channels must be whole numbers with commas between; got '8,x'"),
         (["nowhere", "--data", "."], "--data goes with a data set (digits, usps, mnist, fashion_mnist, cifar10, umist"),

@@ -224,7 +224,7 @@ def _training_minutes(
     """Return how long the backbone is trained: as in an earlier run that was asked for the same, which it goes on."""
     asked = (images.pixels.shape, str(images.pixels.dtype), request.minutes, request.epochs)
     digest = hashlib.sha256(repr((*asked, request.value_range, request.seed)).encode())
-    digest.update(images.pixels)
+    digest.update(images.pixels.data)
     path = out.work / f"minutes-{digest.hexdigest()[:16]}.txt"
     if path.exists():
         return float(path.read_text())
