@@ -72,6 +72,45 @@ def test_pretrain_tells_how_far_it_is(tmp_path, images, run, monkeypatch):
     assert "pretraining" not in run("pretrain", images, tmp_path / "other", *options, "--quiet")[1]
 
 
+def test_pretrain_leaves_out_broken_files_and_tells_of_them(tmp_path, images, run):
+    options = ["--epochs", 2, "--batch-size", 3, "--channels", "8", "--quiet"]
+    assert run("pretrain", images, tmp_path / "whole", *options)[0] == 0
+    (images / "0a.png").write_bytes(b"")
+    (images / "5a.png").write_bytes((images / "5.png").read_bytes()[:-30])  # of which the header can be read
+    code, output = run("pretrain", images, tmp_path / "backbone", *options)
+    assert code == 0, output
+    assert f"Warning: 2 files cannot be read and left out, such as {images / '0a.png'}: its content is no" in output
+    assert json.loads((tmp_path / "backbone" / "skdiec.json").read_text())["images"] == 6
+    weights = [tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors" for name in ("whole", "backbone")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--architecture", "mixer"], "--architecture must be 'unet' or 'transformer'; got 'mixer'"),
+        (["--max-timestep", "1000"], "--max-timestep must be"),
+        (["--device", "abacus"], "--device must be one that torch knows"),
+        (["--value-range", "0,1"], "--value-range is (0, 1), but {images}/0.png has values from "),
+        (["--value-range", "0,4095"], "--value-range is (0, 4095), but images such as {images}/0.png have 8 bits"),
+    ],
+)
+def test_pretrain_tells_of_settings_that_do_not_fit_before_it_reads_all_images(
+    options, message, tmp_path, images, run, monkeypatch
+):
+    monkeypatch.setattr("skdiec.cli.reading._room", None)  # where they would go
+    code, output = run("pretrain", images, tmp_path / "backbone", *options, "--quiet")
+    assert code == 2
+    assert message.format(images=images) in output
+
+
+def test_pretrain_of_images_of_several_sizes_asks_for_one(tmp_path, images, run):
+    Image.new("L", (5, 4)).save(images / "wide.png")
+    code, output = run("pretrain", images, tmp_path / "backbone", "--quiet")
+    assert code == 2
+    assert f"--image-shape must be stated for images of several sizes (height, width): {images / '0.png'} has" in output
+
+
 def test_pretrain_takes_a_known_data_set_from_a_folder(tmp_path, run):
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16), dtype=np.uint8)
     np.savez(tmp_path / "usps.npz", X=images, y=np.zeros(5))
@@ -87,6 +126,7 @@ def test_pretrain_takes_a_known_data_set_from_a_folder(tmp_path, run):
     ("arguments", "message"),
     [
         (["nowhere"], "there is no folder nowhere"),
+        ([""], "must be a path; got ''"),
         (["usps", "--data", "nowhere"], "folder must hold usps.npz or usps_jpeg.npz"),
         (["digits", "--channels", "8,x"], "--channels must be whole numbers with commas between; got '8,x'"),
         (["nowhere", "--data", "."], "--data goes with a data set (digits, usps, mnist, fashion_mnist, cifar10, umist"),
@@ -105,7 +145,7 @@ def test_wrong_arguments_are_told_of_in_one_line(tmp_path, arguments, message):
     assert message in result.stderr
     told = result.stderr.splitlines()
     assert told[-1].startswith("Error: ")
-    assert told[:-1] in ([], [LOADING])
+    assert told[:-1] in ([], [LOADING], ["looking for images in nowhere"])
     assert not (tmp_path / "backbone" / "skdiec.json").exists()
 
 
@@ -157,7 +197,7 @@ def test_failures_are_told_of_in_one_line(error, code, message, tmp_path, images
     monkeypatch.setattr("skdiec.backbones.pretrain", fail)
     result = CliRunner().invoke(app, ["pretrain", str(images), str(tmp_path / "backbone")])
     assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr.removeprefix(f"{LOADING}\n") == f"{message}\n"
+    assert result.stderr.replace(f"{LOADING}\n", "") == f"looking for images in {images}\n{message}\n"
 
 
 def test_mistakes_of_ours_are_not_hidden(tmp_path, images, monkeypatch):
@@ -234,5 +274,6 @@ def test_waiting_and_ctrl_c_are_told_of_without_a_traceback(tmp_path, images, mo
             signal.signal(signal.SIGINT, before)
         other.result()
     assert caplog.messages == [f"waiting for another call that trains a backbone in {folder}"]
-    assert result.stderr == "Error: stopped; the same command goes on from its last checkpoint\n"
+    message = "Error: stopped; the same command goes on from its last checkpoint"
+    assert result.stderr == f"looking for images in {images}\n{message}\n"
     assert (result.exit_code, result.stdout) == (130, "")

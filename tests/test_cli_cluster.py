@@ -19,10 +19,13 @@ from sklearn.metrics import adjusted_rand_score
 from typer.testing import CliRunner
 
 import skdiec
+from skdiec._estimator.stages import seconds_of_passes
 from skdiec.cli import app
 from skdiec.cli.clustering import LABELS_FILE, PARQUET_FILE, SUMMARY_FILE
 from skdiec.cli.console import Console
+from skdiec.cli.fitting import _split
 from skdiec.cli.reading import find_files, read_images
+from skdiec.messages import duration
 from skdiec.report.words import number_found
 from skdiec.sampling import sample_images
 
@@ -186,6 +189,77 @@ def test_another_run_trains_nothing_anew_and_replaces_what_it_wrote(done):
     assert {path.name for path in out.iterdir()} == {
         ".skdiec-files.json", ".work", LABELS_FILE, PARQUET_FILE, SUMMARY_FILE, "model", "report.html"
     }  # fmt: skip
+
+
+# How long it takes
+
+
+@pytest.mark.parametrize(
+    ("budget", "gone", "passes", "training", "is_kept"),
+    [
+        (600, 10, 100, 390, True),  # the rest takes as long as the passes
+        (600, 10, 5, 525, True),  # but at least a tenth
+        (60, 10, 30, 12, False),  # at least a fifth
+        (0.6, 10, 30, 0.12, False),
+    ],
+)
+def test_training_gets_what_is_left_of_the_minutes(budget, gone, passes, training, is_kept, capsys):
+    console = Console()
+    assert_allclose(_split(budget, gone, passes, console), training)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"of {duration(budget)}, 10 s are gone, {duration(training)} train the backbone, about ")
+    assert len(said) == 1 + (not is_kept)
+    assert bool(console.warnings) is not is_kept
+    if not is_kept:
+        assert "more than the" in said[1]
+
+
+def test_minutes_are_those_of_the_run_and_stay_when_it_goes_on(folder, monkeypatch):
+    asked = []
+
+    def seconds_of_passes(model, X):
+        asked.append((len(X), model.n_clusters))
+        return 60.0
+
+    monkeypatch.setattr("skdiec._estimator.stages.seconds_of_passes", seconds_of_passes)
+    out = folder.with_name("photos-clusters")
+    command = ["cluster", folder, "--epochs", 2, "--json", "--minutes"]
+    first = succeed(*command, 10, "-k", 3)
+    minutes = json.loads(first.stdout)["parameters"]["backbone__max_minutes"]
+    assert 6 < minutes < 8  # less what reading took, and importing
+    assert first.stderr.count("of 10 min, ") == 1
+    assert f"training a backbone on the images, for at most {duration(60 * minutes)}" in first.stderr
+    weights = next((out / ".work").rglob("diffusion_pytorch_model.safetensors"))
+    again = succeed(*command, 10, "-k", 2)
+    assert json.loads(again.stdout)["parameters"]["backbone__max_minutes"] == minutes
+    assert "of 10 min, " not in again.stderr
+    assert list((out / ".work").rglob("diffusion_pytorch_model.safetensors")) == [weights]
+    other = succeed(*command, 20, "-k", 3)
+    assert json.loads(other.stdout)["parameters"]["backbone__max_minutes"] > 16
+    assert asked == [(24, 3), (24, 3)]
+
+
+def test_minutes_of_search_are_those_of_its_training_which_the_clustering_takes(folder):
+    options = ["-k", 3, "--epochs", 2, "--minutes", 7]
+    searched = succeed("search", folder, *options)
+    assert "training a backbone on the images, for at most 7 min\n" in searched.stderr
+    clustered = succeed("cluster", folder, *options, "--json")
+    assert json.loads(clustered.stdout)["parameters"]["backbone__max_minutes"] == 7
+
+
+def test_passes_are_those_that_a_fit_tells_of(planted, monkeypatch, caplog, make_model):
+    images, _ = planted(size=8)
+    model = make_model(backbone=skdiec.Pretraining(epochs=1, channels=(8,)), search="grid", n_draws=3)
+    before = vars(model).copy()
+    ticks = iter(range(100))
+    monkeypatch.setattr("skdiec._estimator.stages.time.perf_counter", lambda: float(next(ticks)))
+    seconds = seconds_of_passes(model, images)  # 24 images in a second
+    assert vars(model) == before
+    monkeypatch.undo()
+    with caplog.at_level("INFO", logger="skdiec.passes"):
+        model.fit(images)
+    told = re.search(r"at most ([\d,]+) passes for the search and ([\d,]+) for", caplog.text)
+    assert_allclose(seconds, sum(int(number.replace(",", "")) for number in told.groups()) / 24)
 
 
 # Folders of clusters
@@ -595,6 +669,30 @@ def test_reports_are_given_images_with_their_paths_and_names(reports, done, fold
     (folder / "00.png").unlink()
     result = run(*command, "--overwrite")
     assert f"{folder} must hold the 24 images that the model was fitted on; it has 23" in result.stderr
+
+
+def test_report_tells_of_other_images_before_it_reads_them(done, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("skdiec.cli.reading.decode_files", None)
+    command = ["report", done[1], folder, "--out", tmp_path / "my.html", "--quiet"]
+    (folder / "00.png").rename(folder / "other.png")
+    Image.new("L", (8, 8)).save(folder / "more.png")
+    more = run(*command)
+    assert f"{folder} must hold the 24 images that the model was fitted on; it has 25, and no 00.png\n" in more.stderr
+    for name in ("other.png", "more.png"):
+        (folder / name).write_bytes(b"")
+    fewer = run(*command)
+    assert f"{folder} must hold the 24 images that the model was fitted on; it has 23\n" in fewer.stderr
+    assert (more.exit_code, fewer.exit_code) == (2, 2)
+
+
+def test_one_file_in_the_range_of_values_is_enough_to_go_on(folder):
+    files = find_files(folder, Console(quiet=True))
+    limits = [np.asarray(Image.open(path)).max() for path in files.paths]
+    Image.new("L", (8, 8)).save(folder / "00.png")
+    found = read_images(files, Console(quiet=True), value_range=(0, 1))
+    assert min(limits) > 1
+    assert found.rows.tolist() == [0]
+    assert len(found.files.problems) == 23
 
 
 # In a process of its own

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,11 +20,11 @@ from skdiec._estimator.setup import Setup, set_up
 from skdiec._estimator.training import train_head
 from skdiec._version import __version__
 from skdiec.activations import Cell
-from skdiec.backbones import check_share_explained, pretrain
+from skdiec.backbones import Backbone, check_share_explained, pretrain
 from skdiec.cluster_number import MAX_CLUSTERS
 from skdiec.features import FeatureExtractor, suited_batch_size
 from skdiec.initialization import first_number, initialize
-from skdiec.parallel import in_parallel, one_blas_thread
+from skdiec.parallel import in_parallel, library_defaults, one_blas_thread
 from skdiec.partition import cluster_tree, cut_over_noise
 from skdiec.passes import Passes, search_passes
 from skdiec.scores import normalized_cut
@@ -46,6 +47,35 @@ _FIRST_IMAGES = 1000
 
 _PRETRAINING_STEPS = _EXTRACTION_STEPS = 100
 """Steps of a stage that callbacks see, whatever the number of batches."""
+
+
+def seconds_of_passes(model: DiffusionEmbeddedClustering, X: Any) -> float:
+    """Measure one batch of images, and return how long all passes of a fit's search and features will take.
+
+    Parameters
+    ----------
+    model : DiffusionEmbeddedClustering
+        Not fitted. Nothing is trained, and it stays as it is.
+    X : array-like, folder, sequence or iterable of images or of paths
+        As for its `fit`.
+
+    Returns
+    -------
+    float
+        At most, since a search may skip some.
+    """
+    fitting = model._checked()
+    with library_defaults():
+        setup = set_up(fitting, X)
+        extractor = _extractor(fitting, setup, setup.backbone.copy(setup.device))
+        cells = [Cell(layer, setup.timesteps[0], 1) for layer in setup.layers]
+        rows = np.arange(min(len(setup.source), extractor.at_once))
+        for _ in range(2):  # the first call takes longer
+            started = time.perf_counter()
+            extractor.extract(setup.source, cells, rows=rows, draw=0)
+        seconds = time.perf_counter() - started
+    passes = _passes_ahead(fitting, setup)
+    return (passes.n_search + passes.n_features) * seconds / len(rows)
 
 
 def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) -> None:
@@ -138,7 +168,11 @@ def _get_backbone(model: DiffusionEmbeddedClustering, setup: Setup, steps: Steps
     model.share_explained_ = check_share_explained(
         backbone, source, is_trained_on_it=setup.pretraining is not None, seed=setup.seeds.noise
     )
-    shift = model.shift
+    return _extractor(model, setup, backbone)
+
+
+def _extractor(model: DiffusionEmbeddedClustering, setup: Setup, backbone: Backbone) -> FeatureExtractor:
+    source, shift = setup.source, model.shift
     if shift is None:
         shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
     batch_size = model.inference_batch_size or suited_batch_size(backbone)

@@ -136,7 +136,7 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
         _tell_of_labels(start, str(task.labels), console)
         init = start.labels[images.rows]
     read = time.monotonic()
-    model = fit(request, images, n_clusters, out, console, init=init)
+    model = fit(request, images, n_clusters, out, console, started=started, init=init)
     fitted = time.monotonic()
     seconds = {"reading": read - started, **model.fit_seconds_}
 

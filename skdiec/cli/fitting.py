@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +24,13 @@ _SNAPSHOTS = 10
 _CHECKPOINT_SECONDS = 15.0
 _MAP_FILE = "images.npy"
 
+_LEAST_TRAINING = 0.2
+"""Of the time for a run: share that the training of the backbone gets at least."""
+
+_LEAST_REST = 0.1
+"""Share for what is neither training nor passes: scores, partition, map and report. They take about as long as the
+passes on a processor, and longer where a GPU makes these quick."""
+
 _STAGES = {
     "search": "searching the representation that clusters best",
     "features": "computing the features of all images",
@@ -39,6 +48,7 @@ class Request:
     backbone : str or None
         One that exists.
     minutes : float
+        Of the whole run, or of the training of another one.
     epochs : int or None
         Of the training of another one.
     image_shape, value_range : tuple or None
@@ -145,6 +155,8 @@ def fit(
     n_clusters: int | Literal["auto"],
     out: OutputFolder,
     console: Console,
+    *,
+    started: float | None = None,
     **parameters: Any,
 ) -> DiffusionEmbeddedClustering:
     """Fit an estimator, whose unfinished work is kept.
@@ -156,6 +168,9 @@ def fit(
     n_clusters : int or str
     out : OutputFolder
     console : Console
+    started : float, default=None
+        When the run began, by the monotonic clock, where the minutes are those of all of it. None where they are those
+        of the training.
     **parameters
         Further ones of the estimator.
 
@@ -168,9 +183,7 @@ def fit(
     from skdiec import DiffusionEmbeddedClustering, Pretraining
     from skdiec.backbones.folders import locked
 
-    backbone = request.backbone or Pretraining(
-        max_minutes=request.minutes, epochs=request.epochs, checkpoint_seconds=_CHECKPOINT_SECONDS
-    )
+    backbone = request.backbone or Pretraining(epochs=request.epochs, checkpoint_seconds=_CHECKPOINT_SECONDS)
     model = DiffusionEmbeddedClustering(
         n_clusters,
         backbone=backbone,
@@ -182,13 +195,12 @@ def fit(
         random_state=request.seed,
         **parameters,
     )
-    stages = {
-        "backbone": "looking whether the backbone knows such images"
-        if request.backbone
-        else f"training a backbone on the images, for at most {duration(60 * request.minutes)}",
-        **_STAGES,
-    }
+    stages = {"backbone": "looking whether the backbone knows such images", **_STAGES}
     with locked(out.work), console.telling("skdiec.passes"):
+        if request.backbone is None:
+            minutes = _training_minutes(model, request, images, out, console, started)
+            model.set_params(backbone__max_minutes=minutes)
+            stages["backbone"] = f"training a backbone on the images, for at most {duration(60 * minutes)}"
         if hasattr(model, "set_callbacks"):
             model.set_callbacks(StageProgress(console, stages)).fit(images.pixels)
             model.set_callbacks()
@@ -199,6 +211,51 @@ def fit(
     model.set_params(memory=None, channel_axis=None, verbose=False)
     model.files_ = [path.absolute() for path in images.paths]
     return model
+
+
+def _training_minutes(
+    model: DiffusionEmbeddedClustering,
+    request: Request,
+    images: Images,
+    out: OutputFolder,
+    console: Console,
+    started: float | None,
+) -> float:
+    """Return how long the backbone is trained: as in an earlier run that was asked for the same, which it goes on."""
+    asked = (images.pixels.shape, str(images.pixels.dtype), request.minutes, request.epochs)
+    digest = hashlib.sha256(repr((*asked, request.value_range, request.seed)).encode())
+    digest.update(images.pixels.data)
+    path = out.work / f"minutes-{digest.hexdigest()[:16]}.txt"
+    if path.exists():
+        return float(path.read_text())
+    minutes = request.minutes
+    if started is not None:
+        from skdiec._estimator.stages import seconds_of_passes
+
+        console.say("measuring how long forward passes take")
+        passes = seconds_of_passes(model, images.pixels)
+        minutes = _split(60 * minutes, time.monotonic() - started, passes, console) / 60
+    partial = path.with_suffix(".new")
+    partial.write_text(repr(minutes))
+    partial.replace(path)
+    return minutes
+
+
+def _split(budget: float, gone: float, passes: float, console: Console) -> float:
+    """Return the seconds that are left for the training of the backbone, and say what the others are for."""
+    rest = max(passes, _LEAST_REST * budget)
+    training = max(_LEAST_TRAINING * budget, budget - gone - passes - rest)
+    console.say(
+        f"of {duration(budget)}, {duration(gone)} are gone, {duration(training)} train the backbone, about "
+        f"{duration(passes)} are for forward passes and {duration(rest)} for scores, partition, map and report"
+    )
+    needed = gone + training + passes + rest
+    if needed > budget + 1:
+        console.warn(
+            f"it takes about {duration(needed)}, more than the {duration(budget)} of --minutes, of which the training "
+            "of the backbone gets a fifth"
+        )
+    return training
 
 
 def goes_on(folder: Path, out: Path | None) -> str:

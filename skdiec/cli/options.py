@@ -107,6 +107,14 @@ Minutes = Annotated[
     typer.Option(
         parser=positive,
         metavar="NUMBER",
+        help="Time for all of it. What reading, search and report leave of it trains the backbone.",
+    ),
+]
+TrainingMinutes = Annotated[
+    float,
+    typer.Option(
+        parser=positive,
+        metavar="NUMBER",
         help="Time for the training of the backbone. What follows takes some minutes more.",
     ),
 ]
@@ -130,7 +138,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
 Names = Annotated[Path | None, typer.Option(metavar="CSV", help="File with the columns cluster and name.")]
 
-DEFAULT_MINUTES = 5.0
+DEFAULT_MINUTES = 6.0
 
 _Number = TypeVar("_Number", int, float)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skdiec.cli.console import command
+from skdiec.cli.console import Console, command
 from skdiec.cli.fitting import tell_of_loading
-from skdiec.cli.options import Device, Quiet, Seed, limits, numbers, positive, whole
+from skdiec.cli.options import Device, Quiet, Seed, a_path, limits, numbers, positive, whole
 from skdiec.datasets import DATASETS, load_dataset
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from skdiec.cli.reading import Files
 
 CHECKSUM_FILE = "SHA256SUMS"
 """Checksum of the weights, beside them, for ``sha256sum --check``."""
@@ -24,8 +30,9 @@ def pretrain(
     images: Annotated[
         str,
         typer.Argument(
-            help=f"Folder of images, or a data set: {', '.join(DATASETS)}. Where a file or folder has the name of a "
-            "data set, write ./NAME for it, or add --data for the data set."
+            help="Folder of images, a text file with the path of one in each line, or a data set: "
+            f"{', '.join(DATASETS)}. Where a file or folder has the name of a data set, write ./NAME for it, or add "
+            "--data for the data set."
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="Where the backbone goes; a stopped training goes on there.")],
@@ -66,25 +73,73 @@ def pretrain(
             "layers_per_block": layers_per_block,
             "patch_size": patch_size,
             "max_timestep": max_timestep,
-            "image_shape": numbers("image-shape", image_shape, int),
-            "value_range": limits("value-range", value_range),
             "dtype": dtype,
-            "device": device,
         }
+        from skdiec.cli.reading import find_files
+
+        shape, levels = numbers("image-shape", image_shape, int), limits("value-range", value_range)
         given = {name: value for name, value in settings.items() if value is not None}
+        is_dataset = _is_dataset(images, data)
+        files = None if is_dataset else find_files(a_path(images), console)
         tell_of_loading(console)
+        from skdiec.backbones import default_device
         from skdiec.backbones import pretrain as train_backbone
 
-        X = load_dataset(images, data).images if _is_dataset(images, data) else images
+        default_device(device)
+        if files is None:
+            X, channel_axis = load_dataset(images, data).images, None
+        else:
+            X = _read(files, folder, shape, levels, given, console)
+            shape, channel_axis = None, 1 if X.ndim == 4 else None
         with console.bar("pretraining") as bar:
 
             def told(done: int, total: int, loss: float) -> None:
                 bar(done, total)
 
-            trained = train_backbone(X, folder, random_state=seed, report=told, **given)
+            trained = train_backbone(
+                X,
+                folder,
+                image_shape=shape,
+                channel_axis=channel_axis,
+                value_range=levels,
+                device=device,
+                random_state=seed,
+                report=told,
+                **given,
+            )
         recipe = trained.recipe
         typer.echo(_write_checksum(folder))
         typer.echo(f"{recipe['parameters']:,} parameters, {recipe['steps']:,} steps, {recipe['seconds']:.0f} s")
+
+
+def _read(
+    files: Files,
+    folder: Path,
+    image_shape: tuple[int, ...] | None,
+    value_range: tuple[float, float] | None,
+    settings: Mapping[str, Any],
+    console: Console,
+) -> NDArray:
+    """Return the images that can be read, once the settings are known to fit them."""
+    import numpy as np
+
+    from skdiec.backbones import Pretraining, default_device, untrained_backbone
+    from skdiec.cli.reading import read_images
+    from skdiec.images import as_image_source
+
+    def check(shape: tuple[int, int, int]) -> None:
+        blank = as_image_source(np.zeros((1, *shape), np.uint8), channel_axis=1)
+        untrained_backbone(blank, Pretraining(folder, **settings), default_device("cpu"))
+
+    return read_images(
+        files,
+        console,
+        image_shape=image_shape,
+        value_range=value_range,
+        map_file=folder.parent / f".{folder.name}-images.npy",
+        scaled=False,
+        check=check,
+    ).pixels
 
 
 def _goes_on(folder: Path) -> str:

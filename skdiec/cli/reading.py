@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,14 @@ from skdiec.images.decoding import ImageKind, value_extent
 from skdiec.images.files import as_paths
 from skdiec.images.headers import decode_files, of_other_depth, read_headers, suggested_size
 from skdiec.images.pictures import common_format
+from skdiec.images.source import ImageFormat
 from skdiec.messages import shown
 
 MAX_BYTES = 2**30
 """Images that take more are in a file that is mapped into memory."""
+
+_TRIED = 8
+"""Files that are decoded first, to see whether their values fit at all."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,8 @@ def read_images(
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
     map_file: Path | None = None,
+    scaled: bool = True,
+    check: Callable[[tuple[int, int, int]], object] = lambda shape: None,
 ) -> Images:
     """Decode image files, and put those that cannot be read on a list.
 
@@ -145,11 +151,15 @@ def read_images(
     files : Files
     console : Console
     image_shape : sequence of int, default=None
-        ``(height, width)`` or ``(channels, height, width)``; None is a size that suits the files.
+        ``(height, width)`` or ``(channels, height, width)``; None is a size that suits the files, or their own.
     value_range : tuple of float, default=None
         See `DiffusionEmbeddedClustering`.
     map_file : Path, default=None
         Where images go that take more than a gigabyte. They are held in memory if it is None.
+    scaled : bool, default=True
+        Whether files that have no size stated may be scaled. If not, all must have one size.
+    check : callable
+        Called with the shape of the images before they are decoded, to raise an error where it does not do.
 
     Returns
     -------
@@ -158,12 +168,13 @@ def read_images(
     Raises
     ------
     ValueError
-        Where files of over 8 bits come without a `value_range`, and where none is left.
+        Where files of over 8 bits come without a `value_range`, where values lie outside of it, and where none is left.
     """
-    if image_shape is None:
+    if image_shape is None and scaled:
         image_shape = suggested_size(files.kinds.values())
         console.say(f"images are read at {image_shape[0]} x {image_shape[1]} pixels; --image-shape changes that")
-    checked_image_shape(image_shape, None if len(image_shape) == 2 else 1)
+    if image_shape is not None:
+        checked_image_shape(image_shape, None if len(image_shape) == 2 else 1)
     problems = files.problems | of_other_depth(files.kinds)
     kinds = {row: kind for row, kind in files.kinds.items() if row not in problems}
     rows = list(kinds)
@@ -173,13 +184,17 @@ def read_images(
             kinds.values(),
             lambda row: shown_path(paths[row]),
             lambda row: value_extent(paths[row]),
-            tuple(image_shape),
+            None if image_shape is None else tuple(image_shape),
             value_range,
             None,
             None,
         )
     except ValueError as error:
-        raise ValueError(str(error).replace("value_range must be stated", "--value-range must be given")) from error
+        told = str(error).replace("value_range must be stated", "value_range must be given")
+        raise ValueError(told.replace("value_range", "--value-range", 1)) from error
+    if value_range is not None:
+        _try_some(paths, as_read, dtype)
+    check(as_read.shape)
     pixels = _room((len(rows), *as_read.shape), dtype, map_file)
     with console.bar("reading images") as report:
         broken = decode_files(paths, as_read, pixels, report)
@@ -209,6 +224,17 @@ def _listed(path: Path) -> list[Path]:
     if "\0" in text or not lines:
         raise ValueError(f"FOLDER must be a folder, or a text file of paths; {shown_path(path)} is neither")
     return [path.parent / line for line in lines]
+
+
+def _try_some(paths: Sequence[Path], as_read: ImageFormat, dtype: np.dtype) -> None:
+    """Raise ValueError where none of some files can be read, since values are outside of the range."""
+    some = paths[:: max(1, len(paths) // _TRIED)]
+    problems = decode_files(some, as_read, np.empty((len(some), *as_read.shape), dtype))
+    outside = [row for row, problem in problems.items() if problem.startswith("value_range is ")]
+    if outside and len(problems) == len(some):
+        row = outside[0]
+        told = problems[row].replace("but it has", f"but {shown_path(some[row])} has")
+        raise ValueError(f"--{told.replace('_', '-', 1)}")
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype, map_file: Path | None) -> NDArray:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skdiec.cli.console import Console, command, show
+from skdiec.cli.console import Console, command, show, shown_path
 from skdiec.cli.options import Folder, Model, Names, Overwrite, Quiet
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
-    from skdiec.cli.reading import Images
+    from skdiec.cli.reading import Files, Images
 
 REPORT_FILE = "report.html"
 
@@ -41,6 +42,31 @@ def write_report(
         report.write_report(model, images.paths, path, paths=shown, names=names, progress=progress)
 
 
+def check_files(model: DiffusionEmbeddedClustering, files: Files) -> None:
+    """Raise ValueError where headers and names tell that a model was fitted on other files.
+
+    Parameters
+    ----------
+    model : DiffusionEmbeddedClustering
+    files : Files
+        More than were fitted may be right: those that are broken were left out.
+    """
+    n_readable, n_fitted = len(files.kinds), len(model.labels_)
+    if n_readable < n_fitted:
+        raise _other_images(model, files, str(n_readable))
+    if n_readable > n_fitted and hasattr(model, "files_"):
+        missing = Counter(Path(path).name for path in model.files_) - Counter(path.name for path in files.paths)
+        if missing:
+            raise _other_images(model, files, f"{n_readable}, and no {shown_path(min(missing))}")
+
+
+def _other_images(model: DiffusionEmbeddedClustering, files: Files, found: str) -> ValueError:
+    n_fitted = len(model.labels_)
+    return ValueError(
+        f"{shown_path(files.root)} must hold the {n_fitted} images that the model was fitted on; it has {found}"
+    )
+
+
 def report(
     model: Model,
     folder: Folder,
@@ -64,12 +90,10 @@ def report(
         console.say("loading the model")
         fitted = load_model(model)
         check_names(found, len(fitted.cluster_centers_), names)
+        check_files(fitted, files)
         levels = file_range(fitted, files, None)
         images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
         if len(images.rows) != len(fitted.labels_):
-            raise ValueError(
-                f"{folder} must hold the {len(fitted.labels_)} images that the model was fitted on; it has "
-                f"{len(images.rows)}"
-            )
+            raise _other_images(fitted, files, str(len(images.rows)))
         write_report(fitted, images, out, console, names=found)
         show(f"{out}")
