@@ -114,8 +114,6 @@ def write_model(
     """
     from safetensors.numpy import save_file
 
-    if not isinstance(folder, (str, os.PathLike)) or not str(folder):
-        raise ValueError(f"folder must be a path; got {shown(folder)}")
     path = Path(os.path.realpath(as_folder(folder)))
     _check_replaceable(path, overwrite=overwrite)
     if reference is None:
@@ -325,6 +323,9 @@ def open_model(name: str | os.PathLike, *, revision: str | None = None, token: s
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise ValueError(f"folder must be the path of a saved model or a Hub id 'owner/name'; got {shown(name)}")
+    if revision is not None and not isinstance(revision, str):
+        raise ValueError(f"revision must be a branch, tag or commit; got {shown(revision)}")
+    check_token(token)
     try:
         path = Path(os.path.realpath(name))
         put_back(path)
@@ -461,6 +462,25 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str | bool | Non
     except Exception as error:  # the client raises its own, httpx's and the operating system's errors
         raise OSError(f"{repo_id} could not be uploaded to the Hub: {error}") from error
     return str(address)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError for what is neither True nor False.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter, for the message.
+    value : object
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False; got {shown(value)}")
+
+
+def check_token(token: Any) -> None:
+    """Raise ValueError for what is no access token of the Hub."""
+    if token is not None and not isinstance(token, (bool, str)):
+        raise ValueError(f"token must be a str, a bool or None; got a {type(token).__name__}")  # which may be a secret
 
 
 def check_repo_id(repo_id: Any) -> None:

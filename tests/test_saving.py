@@ -422,11 +422,24 @@ def test_unfitted_models_and_those_of_others_are_not_saved(make, model, tmp_path
 
 @pytest.mark.parametrize(
     ("folder", "message"),
-    [(None, "folder must be a path; got None"), ("", "folder must be a path; got ''"), ("a\0b", "cannot be used")],
+    [
+        (None, "folder must be a path; got None"),
+        ("", "folder must be a path; got ''"),
+        (10**5000, "folder must be a path; got a int"),
+        ("a\0b", "cannot be used"),
+    ],
 )
 def test_what_is_no_path_is_told_of(folder, message, model):
     with pytest.raises(ValueError, match=message):
         model.save(folder)
+
+
+@pytest.mark.parametrize("overwrite", ["no", 1, None])
+def test_models_are_replaced_where_that_is_said_clearly(overwrite, model, folder):
+    before = (folder / "model.json").read_bytes()
+    with pytest.raises(ValueError, match="overwrite must be True or False; got"):
+        model.save(folder, overwrite=overwrite)
+    assert (folder / "model.json").read_bytes() == before
 
 
 def test_only_saved_models_are_replaced(model, make, images, folder, tmp_path):
@@ -1132,6 +1145,30 @@ def test_failures_of_the_hub_are_told_of(hub, model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
     with pytest.raises(OSError, match="some/one could not be uploaded to the Hub: 401 Unauthorized"):
         model.push_to_hub("some/one")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"private": "no"}, "private must be True or False; got 'no'"),
+        ({"token": 3}, "token must be a str, a bool or None; got a int"),
+        ({"commit_message": None}, "commit_message must be a str; got None"),
+    ],
+)
+def test_wrong_parameters_reach_no_hub(keywords, message, hub, model):
+    with pytest.raises(ValueError, match=message):
+        model.push_to_hub("some/one", **keywords)
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [({"revision": 3}, "revision must be a branch, tag or commit; got 3"), ({"token": 3}, "token must be a str")],
+)
+def test_wrong_parameters_of_load_reach_no_hub(keywords, message, hub):
+    with pytest.raises(ValueError, match=message):
+        skdiec.load("some/one", **keywords)
+    assert hub.calls == []
 
 
 def test_pushing_tells_of_parameters_that_are_left_out(hub, model):

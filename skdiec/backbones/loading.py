@@ -118,6 +118,8 @@ def load_backbone(
     if isinstance(backbone, Backbone):
         return backbone
     asked = {"image_size": image_size, "condition": condition, "null_class": null_class}
+    if variant is not None and not isinstance(variant, str):
+        raise ValueError(f"variant must be a name such as 'fp16', or None; got {shown(variant)}")
     if isinstance(backbone, (str, os.PathLike)):
         repository = _repository(backbone, revision, subfolder)
         return _load(repository, variant, asked)
