@@ -115,11 +115,11 @@ def _codes_of_both(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[np.int
 def _codes(name: str, labels: ArrayLike) -> NDArray[np.intp]:
     """Return labels as 0, 1, ..."""
     try:
-        labels = column_or_1d(labels)
-        codes = np.unique(labels, return_inverse=True)[1]
+        column: NDArray = column_or_1d(labels)
+        codes = np.unique(column, return_inverse=True)[1]
     except (TypeError, ValueError) as error:  # the latter of labels that cannot be compared
         raise ValueError(f"{name} must be integers or strings of shape (n,): {shortened(str(error))}") from error
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+    if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise ValueError(f"{name} must not contain NaN or infinity")
     return codes
 

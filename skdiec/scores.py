@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from numbers import Integral, Real
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -267,7 +268,7 @@ def _as_array(name: str, values: ArrayLike) -> NDArray:
 
 
 def _check_weight(name: str, value: object) -> None:
-    if not isinstance(value, Real) or not 0 <= value <= sys.float_info.max:
+    if not isinstance(value, Real) or not 0 <= cast("float", value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number of at least 0; got {shown(value)}")
 
 

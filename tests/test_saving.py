@@ -428,6 +428,7 @@ def test_unfitted_models_and_those_of_others_are_not_saved(make, model, tmp_path
         (10**5000, "folder must be a path; got a int"),
         ("a\0b", "cannot be used"),
     ],
+    ids=["None", "empty", "int", "null"],
 )
 def test_what_is_no_path_is_told_of(folder, message, model):
     with pytest.raises(ValueError, match=message):

@@ -144,7 +144,7 @@ class SearchDisplay:
             layers=result.layers,
             timesteps=result.timesteps,
             score_name=SCORE_NAMES.get(score, score.replace("_", " ")),
-            pooling=pooling,
+            pooling=int(pooling),
             chosen=(result.layers.index(best.layer), result.timesteps.index(best.timestep))
             if pooling == best.pooling
             else None,
