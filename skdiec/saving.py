@@ -81,6 +81,7 @@ def write_model(
     arrays: Mapping[str, NDArray],
     backbones: Sequence[Backbone],
     card: str,
+    check: Callable[[Path], object],
     *,
     reference: str | None = None,
     overwrite: bool = False,
@@ -99,6 +100,8 @@ def write_model(
         One for each of `BACKBONE_FOLDERS` that is to be made.
     card : str
         Text of the README.
+    check : callable
+        Called with the new folder before it takes its place. It raises ValueError for what could not be loaded.
     reference : str, default=None
         Path or Hub id of the only backbone, which is then named instead of written.
     overwrite : bool, default=False
@@ -108,7 +111,7 @@ def write_model(
     ------
     ValueError
         For a folder that holds something else, or a model without `overwrite`; and where `reference` has other weights
-        than the backbone.
+        than the backbone, and for what `check` refuses.
     OSError
         Where the folder cannot be written to.
     """
@@ -137,6 +140,7 @@ def write_model(
         save_file(stored, new / ARRAYS_FILE, metadata={"format": "np"})
         (new / CARD_FILE).write_text(card, encoding="utf-8", errors="replace")  # names of files may be no text
         (new / VALUES_FILE).write_text(text, encoding="ascii")
+        check(new)
 
 
 def weights_hash(backbone: Backbone) -> str:
@@ -359,6 +363,8 @@ def _opened(path: Path) -> ModelFolder:
     where = f"model file {file}"
     identity = _identity(path)
     _check_links(path)
+    if not os.path.lexists(file) and os.path.lexists(path / "model_index.json"):
+        raise ValueError(f"folder must be that of a saved model; {path} is a backbone: skdiec.load_backbone loads it")
     values = read_json(file, what="model file", max_bytes=MAX_VALUES_BYTES)
     fields = Fields(values, where)
     found = fields.integer("format", 1, 2**31)

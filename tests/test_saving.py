@@ -169,6 +169,24 @@ def test_table_keeps_its_names_and_its_output(make, images, tmp_path):
         loaded.predict(table.add_prefix("other "))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.set_output(transform="nonsense"), "transform_output must be None or .*; got 'nonsense'"),
+        (lambda model: setattr(model, "labels_", model.labels_ + 7), "labels_"),
+        (lambda model: setattr(model, "labels_", model.labels_.astype(np.int64)), "'labels_' must be I32"),
+    ],
+    ids=["output", "clusters", "type"],
+)
+def test_what_could_not_be_loaded_replaces_nothing(change, message, model, images, folder):
+    changed = pickle.loads(pickle.dumps(model))
+    change(changed)
+    with pytest.raises(ValueError, match=rf"the model has fitted .* that could not be loaded: .*{message}"):
+        changed.save(folder, overwrite=True)
+    assert_is_copy(skdiec.load(folder), model, images)
+    assert siblings(folder) == [folder.name]
+
+
 def test_files_keep_their_paths(make, images, tmp_path):
     paths = [tmp_path / "images" / f"ä {number}.png" for number in range(len(images))]
     paths[0].parent.mkdir()
@@ -951,10 +969,12 @@ def test_nothing_is_unpickled(folder, images, monkeypatch):
         ("a\0b", "folder cannot be used"),
         ("x" * 5000, "folder cannot be used|there is no folder"),
         (__file__, "is a file"),
+        ("backbone", "folder must be that of a saved model; .*backbone is a backbone: skdiec.load_backbone loads it"),
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_is_no_model_is_told_of(name, message):
+def test_what_is_no_model_is_told_of(name, message, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=message):
         skdiec.load(name)
 
@@ -1178,6 +1198,12 @@ def test_pushing_tells_of_parameters_that_are_left_out(hub, model):
         model.push_to_hub("some/one")
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_backbone_of_a_saved_model_is_found(folder):
+    with pytest.raises(ValueError, match=rf"it is a saved model, whose backbone is {folder}/backbone"):
+        skdiec.load_backbone(folder)
+    assert skdiec.load_backbone(folder / "backbone").image_shape == (1, 8, 8)
 
 
 def test_load_is_reached_lazily():

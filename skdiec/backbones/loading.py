@@ -185,7 +185,11 @@ def _load_model_alone(repository: Repository, variant: str | None, asked: Mappin
     config = repository.json("config.json")
     folder = repository.fetch()
     if config is None:
-        raise ValueError(f"backbone folder {folder} has neither {INDEX_FILE} (a pipeline) nor config.json (a model)")
+        inner = folder / "backbone"
+        cure = f": it is a saved model, whose backbone is {inner}" if exists(inner / INDEX_FILE) else ""
+        raise ValueError(
+            f"backbone folder {folder} has neither {INDEX_FILE} (a pipeline) nor config.json (a model){cure}"
+        )
     actual = folder.resolve()
     is_part = repository.root is not None and actual.name in network_parts()
     if is_part and exists(actual.parent / INDEX_FILE):

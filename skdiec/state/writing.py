@@ -18,6 +18,7 @@ from skdiec.messages import shown
 from skdiec.saving import check_flag, check_repo_id, check_token, upload, write_model
 from skdiec.search import SearchResult
 from skdiec.state.card import model_card
+from skdiec.state.reading import check_saved
 from skdiec.state.values import encoded_float, encoded_parameters, type_of
 
 
@@ -58,7 +59,7 @@ def save_model(
     values = {"class": type(model).__name__, "parameters": parameters, "fitted": _encoded_state(model, arrays)}
     backbones = [extractor.backbone for extractor in model._extractors[::-1]]
     card = model_card(model, name or Path(str(folder)).name, reference)
-    write_model(folder, values, arrays, backbones, card, reference=reference, overwrite=overwrite)
+    write_model(folder, values, arrays, backbones, card, check_saved, reference=reference, overwrite=overwrite)
     if left_out:
         warnings.warn(
             f"these parameters are not saved, and a loaded model has their defaults: {', '.join(left_out)}. What was "
