@@ -109,12 +109,6 @@ def check_parameters(estimator: BaseEstimator) -> None:
         setattr(estimator, name, _as_plain_number(name, getattr(estimator, name), kind))
     if not get_config()["skip_parameter_validation"]:
         check_constraints(estimator)
-    try:
-        check_memory(estimator.memory)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"memory must be a folder that can be written to; got {shown(estimator.memory)} ({shortened(str(error))})"
-        ) from error
     if estimator.head == "direct" and not estimator.train_backbone:
         raise ValueError("head='direct' trains the backbone: it needs train_backbone=True")
     if estimator.head is None and estimator.train_backbone:
@@ -139,6 +133,30 @@ def check_parameters(estimator: BaseEstimator) -> None:
         _check_init_values(estimator.init, estimator.n_clusters)
     if callable(estimator.criterion):
         _check_criterion(estimator.criterion)
+
+
+def as_memory(memory: str | joblib.Memory | None) -> joblib.Memory:
+    """Return where results of a fit are kept. Its folder is made.
+
+    Parameters
+    ----------
+    memory : str, joblib.Memory or None
+
+    Returns
+    -------
+    joblib.Memory
+
+    Raises
+    ------
+    ValueError
+        For a folder that cannot be written to.
+    """
+    try:
+        return check_memory(memory)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"memory must be a folder that can be written to; got {shown(memory)} ({shortened(str(error))})"
+        ) from error
 
 
 def search_space(
@@ -288,7 +306,7 @@ def _check_init_values(init: ArrayLike, n_clusters: int) -> None:
         if values.ndim not in (1, 2):
             raise ValueError(f"got shape {values.shape}")
     except (TypeError, ValueError) as error:
-        expected = "labels of shape (n_samples,) or centres of shape (n_clusters, n_components_)"
+        expected = "labels of shape (n_samples,), -1 for unknown, or centres of shape (n_clusters, n_components_)"
         raise ValueError(f"init must be {expected}: {error}") from error
     if values.ndim == 2 and len(values) != n_clusters:
         raise ValueError(f"init must have n_clusters={n_clusters} rows; got shape {values.shape}")

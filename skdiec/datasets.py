@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from skdiec.messages import shown
+
 __all__ = ["DATASETS", "ImageDataset", "load_dataset"]
 
 FOLDER_VARIABLE = "SKDIEC_DATA"
@@ -98,8 +100,10 @@ def load_dataset(name: str, folder: str | os.PathLike | None = None) -> ImageDat
     >>> load_dataset("digits").images.shape
     (1797, 8, 8)
     """
-    if name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
+    if not isinstance(name, str) or name not in DATASETS:
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {shown(name)}")
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise ValueError(f"folder must be a path or None; got {shown(folder)}")
     if name == "digits":
         return _digits()
     folder = folder if folder is not None else os.environ.get(FOLDER_VARIABLE) or None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, make_scorer, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils import column_or_1d
+
+from skdiec.messages import shortened
 
 __all__ = ["ClusteringReport", "accuracy_scorer", "clustering_accuracy", "clustering_report"]
 
@@ -59,20 +61,14 @@ def clustering_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        Where lengths differ or are zero.
+        For what is no array of labels, lengths that differ or are zero, and NaN.
 
     Examples
     --------
     >>> clustering_accuracy([0, 0, 1, 1], [1, 1, 0, 1])
     0.75
     """
-    true, predicted = column_or_1d(y_true), column_or_1d(y_pred)
-    check_consistent_length(true, predicted)
-    if len(true) == 0:
-        raise ValueError("y_true and y_pred must not be empty")
-    for name, labels in (("y_true", true), ("y_pred", predicted)):
-        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-            raise ValueError(f"{name} must not contain NaN or infinity")
+    true, predicted = _codes_of_both(y_true, y_pred)
     table = contingency_matrix(true, predicted)
     return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(true))
 
@@ -89,16 +85,43 @@ def clustering_report(y_true: ArrayLike, y_pred: ArrayLike) -> ClusteringReport:
     -------
     ClusteringReport
 
+    Raises
+    ------
+    ValueError
+        As in `clustering_accuracy`.
+
     Examples
     --------
     >>> print(clustering_report([0, 0, 1, 1], [1, 1, 0, 0]))
     ACC 1.000  NMI 1.000  ARI 1.000
     """
+    true, predicted = _codes_of_both(y_true, y_pred)
     return ClusteringReport(
-        acc=clustering_accuracy(y_true, y_pred),
-        nmi=float(normalized_mutual_info_score(y_true, y_pred)),
-        ari=float(adjusted_rand_score(y_true, y_pred)),
+        acc=clustering_accuracy(true, predicted),
+        nmi=float(normalized_mutual_info_score(true, predicted)),
+        ari=float(adjusted_rand_score(true, predicted)),
     )
+
+
+def _codes_of_both(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    true, predicted = _codes("y_true", y_true), _codes("y_pred", y_pred)
+    if len(true) != len(predicted):
+        raise ValueError(f"y_true and y_pred must be of one length; got {len(true)} and {len(predicted)}")
+    if len(true) == 0:
+        raise ValueError("y_true and y_pred must not be empty")
+    return true, predicted
+
+
+def _codes(name: str, labels: ArrayLike) -> NDArray[np.intp]:
+    """Return labels as 0, 1, ..."""
+    try:
+        column: NDArray = column_or_1d(labels)
+        codes = np.unique(column, return_inverse=True)[1]
+    except (TypeError, ValueError) as error:  # the latter of labels that cannot be compared
+        raise ValueError(f"{name} must be integers or strings of shape (n,): {shortened(str(error))}") from error
+    if column.dtype.kind == "f" and not np.isfinite(column).all():
+        raise ValueError(f"{name} must not contain NaN or infinity")
+    return codes
 
 
 accuracy_scorer = make_scorer(clustering_accuracy)

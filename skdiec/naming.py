@@ -63,7 +63,7 @@ def name_clusters(
     ValueError
         For an X of another length than that of `fit`, or of a table; without X where the model has no files.
     TypeError
-        Where `namer` returns something else than a name or None.
+        For another model; where `namer` returns something else than a name or None.
 
     Examples
     --------
@@ -78,6 +78,10 @@ def name_clusters(
     >>> name_clusters(model, X, lambda images: f"like {len(images)} images of {images[0].size}", n_images=3)
     {0: 'like 3 images of (8, 8)', 1: 'like 3 images of (8, 8)'}
     """
+    from skdiec._estimator import DiffusionEmbeddedClustering
+
+    if not isinstance(model, DiffusionEmbeddedClustering):
+        raise TypeError(f"model must be a DiffusionEmbeddedClustering; got {shown(model)}")
     check_is_fitted(model)
     if not callable(namer):
         raise ValueError(f"namer must be a callable; got {shown(namer)}")

@@ -81,6 +81,7 @@ def write_model(
     arrays: Mapping[str, NDArray],
     backbones: Sequence[Backbone],
     card: str,
+    check: Callable[[Path], object],
     *,
     reference: str | None = None,
     overwrite: bool = False,
@@ -99,6 +100,8 @@ def write_model(
         One for each of `BACKBONE_FOLDERS` that is to be made.
     card : str
         Text of the README.
+    check : callable
+        Called with the new folder before it takes its place. It raises ValueError for what could not be loaded.
     reference : str, default=None
         Path or Hub id of the only backbone, which is then named instead of written.
     overwrite : bool, default=False
@@ -108,14 +111,12 @@ def write_model(
     ------
     ValueError
         For a folder that holds something else, or a model without `overwrite`; and where `reference` has other weights
-        than the backbone.
+        than the backbone, and for what `check` refuses.
     OSError
         Where the folder cannot be written to.
     """
     from safetensors.numpy import save_file
 
-    if not isinstance(folder, (str, os.PathLike)) or not str(folder):
-        raise ValueError(f"folder must be a path; got {shown(folder)}")
     path = Path(os.path.realpath(as_folder(folder)))
     _check_replaceable(path, overwrite=overwrite)
     if reference is None:
@@ -139,6 +140,7 @@ def write_model(
         save_file(stored, new / ARRAYS_FILE, metadata={"format": "np"})
         (new / CARD_FILE).write_text(card, encoding="utf-8", errors="replace")  # names of files may be no text
         (new / VALUES_FILE).write_text(text, encoding="ascii")
+        check(new)
 
 
 def weights_hash(backbone: Backbone) -> str:
@@ -325,6 +327,9 @@ def open_model(name: str | os.PathLike, *, revision: str | None = None, token: s
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise ValueError(f"folder must be the path of a saved model or a Hub id 'owner/name'; got {shown(name)}")
+    if revision is not None and not isinstance(revision, str):
+        raise ValueError(f"revision must be a branch, tag or commit; got {shown(revision)}")
+    check_token(token)
     try:
         path = Path(os.path.realpath(name))
         put_back(path)
@@ -358,6 +363,8 @@ def _opened(path: Path) -> ModelFolder:
     where = f"model file {file}"
     identity = _identity(path)
     _check_links(path)
+    if not os.path.lexists(file) and os.path.lexists(path / "model_index.json"):
+        raise ValueError(f"folder must be that of a saved model; {path} is a backbone: skdiec.load_backbone loads it")
     values = read_json(file, what="model file", max_bytes=MAX_VALUES_BYTES)
     fields = Fields(values, where)
     found = fields.integer("format", 1, 2**31)
@@ -461,6 +468,25 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str | bool | Non
     except Exception as error:  # the client raises its own, httpx's and the operating system's errors
         raise OSError(f"{repo_id} could not be uploaded to the Hub: {error}") from error
     return str(address)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError for what is neither True nor False.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter, for the message.
+    value : object
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False; got {shown(value)}")
+
+
+def check_token(token: Any) -> None:
+    """Raise ValueError for what is no access token of the Hub."""
+    if token is not None and not isinstance(token, (bool, str)):
+        raise ValueError(f"token must be a str, a bool or None; got a {type(token).__name__}")  # which may be a secret
 
 
 def check_repo_id(repo_id: Any) -> None:

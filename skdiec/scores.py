@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import sys
+from numbers import Integral, Real
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from skdiec.graph import leading_eigenpairs
+from skdiec.messages import shortened, shown
 
 __all__ = ["balanced_cut", "modularity", "normalized_cut", "relative_cut", "scott_score"]
 
@@ -40,16 +43,15 @@ def scott_score(X: ArrayLike, labels: ArrayLike, *, ridge: float = 1e-6) -> floa
     Raises
     ------
     ValueError
-        Where lengths differ, or X is not finite or not two-dimensional.
+        Where lengths differ, X is not finite or not two-dimensional, or `ridge` is negative.
 
     Examples
     --------
     >>> round(scott_score([[0.0], [2.0], [10.0], [12.0]], [0, 0, 1, 1], ridge=0), 4)  # log(104 / 4)
     3.2581
     """
-    if not 0 <= ridge < np.inf:
-        raise ValueError(f"ridge must be a finite number of at least 0; got {ridge!r}")
-    X = np.asarray(X)
+    _check_weight("ridge", ridge)
+    X = _as_array("X", X)
     if X.dtype.kind not in "buif" or X.size == 0:
         raise ValueError(f"X must hold real numbers; got {X.size} of dtype {X.dtype}")
     X = X.astype(np.float64)
@@ -95,7 +97,7 @@ def normalized_cut(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLike) -
     Raises
     ------
     ValueError
-        Where shapes differ.
+        Where shapes differ, or the graph is not symmetric or has negative weights.
 
     Examples
     --------
@@ -139,10 +141,9 @@ def balanced_cut(
     _, counts = _codes(labels, len(np.asarray(labels)))
     if isinstance(n_clusters, bool) or not isinstance(n_clusters, Integral) or n_clusters < len(counts):
         raise ValueError(
-            f"n_clusters must be an int of at least the {len(counts)} clusters in labels; got {n_clusters!r}"
+            f"n_clusters must be an int of at least the {len(counts)} clusters in labels; got {shown(n_clusters)}"
         )
-    if not 0 <= balance < np.inf:
-        raise ValueError(f"balance must be a finite number of at least 0; got {balance!r}")
+    _check_weight("balance", balance)
     shares = counts / counts.sum()
     deficit = max(0.0, np.log(n_clusters) + float(np.sum(shares * np.log(shares))))
     return float(_cut(inside, volume) + (n_clusters - len(counts)) + balance * deficit)
@@ -223,7 +224,9 @@ def _inside_and_volume(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLik
     try:
         graph = sparse.csr_array(graph)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"graph must be a matrix of numbers: {error}") from error
+        raise ValueError(f"graph must be a matrix of numbers: {shortened(str(error))}") from error
+    if graph.dtype.kind not in "buif":
+        raise ValueError(f"graph must be a matrix of real numbers; got dtype {graph.dtype}")
     if graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
         raise ValueError(f"graph must be square; got shape {graph.shape}")
     # The sum is finite only if all weights are.
@@ -231,6 +234,12 @@ def _inside_and_volume(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLik
         is_finite = np.isfinite(graph.data.sum())
     if graph.nnz and not (is_finite and graph.data.min() >= 0):
         raise ValueError("graph must have finite weights of at least 0")
+    # Products with a random vector tell a graph from its transpose, at a small part of what the transpose costs.
+    vector = np.random.default_rng(0).random(graph.shape[0])
+    if not np.allclose(graph @ vector, graph.T @ vector, rtol=1e-6, atol=0):
+        raise ValueError(
+            "graph must be symmetric: of a graph of nearest neighbours, which is not, take graph.maximum(graph.T)"
+        )
     codes, counts = _codes(labels, graph.shape[0])
     tails, heads = np.repeat(codes, np.diff(graph.indptr)), codes[graph.indices]
     inside = np.bincount(tails, graph.data * (tails == heads), minlength=len(counts))
@@ -239,11 +248,28 @@ def _inside_and_volume(graph: sparse.spmatrix | sparse.sparray, labels: ArrayLik
 
 def _codes(labels: ArrayLike, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return labels as 0, 1, ... and the size of each cluster."""
-    labels = np.asarray(labels)
+    labels = _as_array("labels", labels)
     if labels.shape != (n,):
         raise ValueError(f"labels must have shape ({n},), one for each row; got {labels.shape}")
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError("labels must not contain NaN or infinity")
+    try:
+        _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    except TypeError as error:
+        raise ValueError(f"labels must be integers or strings: {error}") from error
     return codes, counts
+
+
+def _as_array(name: str, values: ArrayLike) -> NDArray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:  # rows of several lengths
+        raise ValueError(f"{name} must be an array: {shortened(str(error))}") from error
+
+
+def _check_weight(name: str, value: object) -> None:
+    if not isinstance(value, Real) or not 0 <= cast("float", value) <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number of at least 0; got {shown(value)}")
 
 
 def _symmetric(matrix: NDArray) -> NDArray:

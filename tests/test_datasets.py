@@ -132,6 +132,11 @@ def test_unknown_names_and_missing_files_are_refused(tmp_path):
         load_dataset("svhn")
     with pytest.raises(FileNotFoundError, match=r"folder must hold mnist\.npz or mnist_jpeg\.npz"):
         load_dataset("mnist", tmp_path)
+    for name in (None, np.array(["digits", "usps"]), ["digits"]):
+        with pytest.raises(ValueError, match="name must be one of digits, "):
+            load_dataset(name)
+    with pytest.raises(ValueError, match="folder must be a path or None; got 3"):
+        load_dataset("mnist", 3)
     assert len(DATASETS) == 8
 
 

@@ -952,7 +952,7 @@ def calls(monkeypatch):
 
     for owner, names in {
         _estimator: ("_logging", "as_image_source", "knn_graph"),
-        setup: ("check_memory", "default_device", "load_backbone"),
+        setup: ("as_memory", "default_device", "load_backbone"),
         stages: ("initialize", "pretrain", "search_cells"),
         training: ("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "train"),
     }.items():
@@ -1007,7 +1007,7 @@ WIRING = {
     "tol": reaches(0.5, "train.config.tol"),
     "update_interval": reaches(5, "train.config.update_interval"),
     "n_snapshots": reaches(4, "train.config.n_snapshots"),
-    "memory": reaches("memory", "check_memory.memory"),
+    "memory": reaches("memory", "as_memory.memory"),
     "inference_batch_size": reaches(16, "extract.self.batch_size"),
     "precision": reaches("bf16", "extract.self.precision"),
     "device": ("cpu:0", {"default_device.device": "cpu:0", "pretrain.device": torch.device("cpu")}, AUTO),

@@ -88,6 +88,7 @@ def test_variant_is_the_one_that_is_asked_for_or_the_only_one(variant, folder, t
     backbone = load_backbone(folder, condition=TOLD, variant=variant)
     assert backbone.dtype == (torch.float32 if variant is None else torch.float16)
     refused(folder, f"variant must be one of those in {folder / 'unet'}, fp16; got 'ema'", variant="ema")
+    refused(folder, "variant must be a name such as 'fp16', or None; got ['fp16']", variant=["fp16"])
     for part in ("unet", "vae"):
         (folder / part / WEIGHTS).unlink()
     assert load_backbone(folder, condition=TOLD).dtype == torch.float16
@@ -354,6 +355,19 @@ def test_what_is_no_family_is_told_of():
     for wrong in (Nameless, diffusers.UNet2DModel, "Flux", None):
         with pytest.raises(TypeError, match="family must be a subclass of Backbone that names its networks; got"):
             register(wrong)
+
+
+@pytest.mark.parametrize("networks", [torch.nn.Linear, (torch.nn.Linear,), ["UNet2DModel"], (3,)], ids=str)
+def test_networks_that_a_family_cannot_have_are_told_of(networks):
+    Family = type("Family", (Backbone,), {"networks": networks, "forward": lambda self, x, time: x})
+    with pytest.raises(TypeError, match=r"Family\.networks must be a tuple of classes with from_config and save_pretr"):
+        register(Family)
+
+
+def test_family_that_cannot_be_made_is_told_of():
+    Family = type("Family", (Backbone,), {"networks": (diffusers.UNet2DModel,)})
+    with pytest.raises(TypeError, match="family must have forward; got Family without"):
+        register(Family)
 
 
 # What is kept

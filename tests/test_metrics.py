@@ -61,7 +61,7 @@ def test_accuracy_does_not_see_the_names_of_clusters():
 
 
 def test_wrong_lengths_are_told_of():
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+    with pytest.raises(ValueError, match="y_true and y_pred must be of one length; got 2 and 1"):
         clustering_accuracy([0, 1], [0])
     with pytest.raises(ValueError, match="y_true and y_pred must not be empty"):
         clustering_accuracy([], [])
@@ -107,3 +107,17 @@ def test_labels_that_are_no_numbers_are_told_of(odd):
         clustering_accuracy([0, odd], [0, 1])
     with pytest.raises(ValueError, match="y_pred must not contain NaN or infinity"):
         clustering_accuracy([0, 1], [0, odd])
+
+
+@pytest.mark.parametrize("wrong", [None, "abc", 3, np.zeros((2, 2)), [[1], [2, 3]], [None, "a"], [1j, 2j]], ids=str)
+def test_what_are_no_labels_is_told_of(wrong):
+    for metric in (clustering_accuracy, clustering_report):
+        with pytest.raises(ValueError, match="y_true must be integers or strings"):
+            metric(wrong, [0, 1])
+        with pytest.raises(ValueError, match="y_pred must be integers or strings"):
+            metric([0, 1], wrong)
+
+
+def test_columns_are_labels_too():
+    column = np.array([[0], [0], [1], [1]])
+    assert clustering_report(column, [1, 1, 0, 0]) == ClusteringReport(1.0, 1.0, 1.0)

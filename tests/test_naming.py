@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
+from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 
 from skdiec.naming import name_clusters, typical_rows
@@ -63,6 +64,12 @@ def test_clusters_without_images_are_not_asked_for(model, images):
 def test_what_does_not_fit_is_told_of(arguments, error, message, model, images):
     with pytest.raises(error, match=message):
         name_clusters(model, **{"X": images, "namer": lambda pictures: "name", **arguments})
+
+
+@pytest.mark.parametrize("other", [None, "model", KMeans()], ids=str)
+def test_what_is_no_model_is_told_of(other, images):
+    with pytest.raises(TypeError, match="model must be a DiffusionEmbeddedClustering; got"):
+        name_clusters(other, images, lambda pictures: "name")
 
 
 def test_tables_and_models_before_their_fit_have_nothing_to_show(make_model):

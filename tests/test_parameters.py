@@ -141,8 +141,12 @@ REFUSED = [
     ({"verbose": np.array([1, 0])}, r"'verbose' parameter"),
     ({"memory": "a\0b"}, r"memory must be a folder that can be written to; got 'a\\x00b'"),
     ({"memory": "a" * 5000}, r"memory must be a folder that can be written to"),
-    ({"init": np.zeros((3, 2, 2))}, r"init must be labels of shape \(n_samples,\) or centres of shape"),
+    (
+        {"init": np.zeros((3, 2, 2))},
+        r"init must be labels of shape \(n_samples,\), -1 for unknown, or centres of shape",
+    ),
     ({"init": np.array(1.0)}, r"init must be labels of shape"),
+    ({"init": [0, 1, 2, np.nan]}, r"init must be labels of shape \(n_samples,\), -1 for unknown, .* contains NaN"),
     ({"init": [0, 1, 0.5]}, r"init must have integers from 0 to n_clusters - 1 as labels, or -1 for unknown; got 0.5"),
     ({"init": [0, 1, -2]}, r"init must have integers from 0 to n_clusters - 1 as labels, or -1 for unknown; got -2"),
     ({"init": [0, 1, 3]}, r"init must have integers from 0 to n_clusters - 1 as labels, or -1 for unknown; got 3"),
@@ -223,6 +227,15 @@ def test_parameters_are_checked_before_results_too(make_model, images):
     model = make_model().fit(images)
     with pytest.raises(ValueError, match="'inference_batch_size' parameter"):
         model.set_params(inference_batch_size=0).predict(images)
+
+
+def test_results_need_no_memory(make_model, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make_model().fit(images)
+    for folder in ("cache", "/dev/null"):
+        model.set_params(memory=folder)
+        assert_array_equal(model.predict(images), model.labels_)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_device_that_holds_no_numbers_is_refused():

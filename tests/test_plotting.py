@@ -104,6 +104,22 @@ def test_estimators_that_cannot_be_drawn_are_refused(display, make_model, open_f
 
 
 @pytest.mark.parametrize("display", DISPLAYS)
+def test_what_cannot_be_drawn_on_is_told_of(display, fitted, images, open_figures, monkeypatch):
+    monkeypatch.setattr(embedding, "_maps", lambda *arguments: pytest.fail("mapped before ax was looked at"))
+    given = (fitted, images) if display is ClusterDisplay else (fitted,)
+    with pytest.raises(TypeError, match="ax must be Axes of matplotlib, or None; got 'axes'"):
+        display.from_estimator(*given, ax="axes")
+    assert open_figures() == 0
+
+
+def test_keywords_of_points_that_are_none_are_told_of(fitted, monkeypatch):
+    monkeypatch.setattr(embedding, "_maps", lambda *arguments: pytest.fail("mapped before them"))
+    for draw in (EmbeddingDisplay.from_estimator, EmbeddingDisplay.from_history):
+        with pytest.raises(TypeError, match="scatter_kw must be a dict or None; got 4"):
+            draw(fitted, scatter_kw=4)
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
 def test_missing_matplotlib_is_told_of(display, draw, monkeypatch):
     drawn = draw(display)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -242,6 +258,9 @@ def test_search_shows_what_was_not_scored_as_missing():
 def test_search_has_only_what_was_searched(fitted, open_figures):
     with pytest.raises(ValueError, match=r"score must be one of \['consensus', 'scott'\]; got 'silhouette'"):
         SearchDisplay.from_estimator(fitted, score="silhouette")
+    for pooling in (True, np.array([1, 2])):
+        with pytest.raises(ValueError, match=r"pooling must be one of \[2, 1\]; got"):
+            SearchDisplay.from_estimator(fitted, pooling=pooling)
     with pytest.raises(ValueError, match=r"pooling must be one of \[2, 1\]; got 4"):
         SearchDisplay.from_estimator(fitted, pooling=4)
     assert open_figures() == 0
@@ -373,6 +392,9 @@ def test_missing_umap_is_told_of(fitted, monkeypatch):
         ({"labels": [0, 1]}, r"labels must be one for each of the 48 images of fit; got shape \(2,\)"),
         ({"max_samples": 1}, "max_samples must be an int of at least 2; got 1"),
         ({"max_samples": 2.5}, r"max_samples must be an int of at least 2; got 2\.5"),
+        ({"labels": [[0], [1, 2]]}, "labels must be one for each of the 48 images of fit"),
+        ({"random_state": "seed"}, "random_state must be an int from 0 to .*; got 'seed'"),
+        ({"random_state": -1}, "random_state must be an int from 0 to .*; got -1"),
     ],
 )
 def test_embeddings_that_cannot_be_drawn_are_refused(keywords, message, fitted, open_figures):
@@ -435,6 +457,10 @@ def test_history_of_the_embedding_needs_what_fit_kept(fitted, make_model, images
         EmbeddingDisplay.from_history(fitted, epochs=[0, 3])
     with pytest.raises(ValueError, match="ax must be None or 3 axes, one for each epoch; got 1"):
         EmbeddingDisplay.from_history(fitted, ax=Figure().add_subplot())
+    with pytest.raises(ValueError, match=r"epochs must be some of \[0, 2, 4\], which fit kept; got 2"):
+        EmbeddingDisplay.from_history(fitted, epochs=2)
+    with pytest.raises(TypeError, match="ax must be Axes of matplotlib, or None; got 'b'"):
+        EmbeddingDisplay.from_history(fitted, ax=[*Figure().subplots(1, 2), "b"])
     with pytest.raises(NotFittedError):
         EmbeddingDisplay.from_history(make_model())
     assert open_figures() == 0
@@ -510,6 +536,11 @@ def test_gallery_has_the_largest_clusters_and_tells_how_many_it_has_not(make_mod
     assert with_one_less.ax_.get_xlabel() == "1 smaller cluster is not shown"
 
 
+def test_gallery_takes_names_as_they_are_returned(fitted, images):
+    display = ClusterDisplay.from_estimator(fitted, images, names={1: "one"})
+    assert [text.get_text().split(" (")[0] for text in display.ax_.get_yticklabels()] == ["0", "1 one", "2"]
+
+
 def test_gallery_reads_the_files_of_fit(make_model, images, tmp_path, monkeypatch):
     colored = np.stack([images, 255 - images, images // 2], axis=-1)
     for row, image in enumerate(colored):
@@ -552,6 +583,9 @@ def test_galleries_that_cannot_be_drawn_are_refused(fitted, make_model, images, 
         ({"n_images": 2.0}, r"n_images must be an int of at least 2; got 2\.0"),
         ({"max_clusters": 0}, "max_clusters must be an int of at least 1; got 0"),
         ({"names": ["a"]}, "names must be one for each of the 3 clusters; got 1"),
+        ({"names": "abc"}, "names must be strings, one for each of the 3 clusters; got 'abc'"),
+        ({"names": 3}, "names must be strings, one for each of the 3 clusters; got 3"),
+        ({"names": {3: "a"}}, "names must have clusters from 0 to 2 as keys; got 3"),
     ]:
         with pytest.raises(ValueError, match=message):
             ClusterDisplay.from_estimator(fitted, images, **keywords)

@@ -169,6 +169,24 @@ def test_table_keeps_its_names_and_its_output(make, images, tmp_path):
         loaded.predict(table.add_prefix("other "))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.set_output(transform="nonsense"), "transform_output must be None or .*; got 'nonsense'"),
+        (lambda model: setattr(model, "labels_", model.labels_ + 7), "labels_"),
+        (lambda model: setattr(model, "labels_", model.labels_.astype(np.int64)), "'labels_' must be I32"),
+    ],
+    ids=["output", "clusters", "type"],
+)
+def test_what_could_not_be_loaded_replaces_nothing(change, message, model, images, folder):
+    changed = pickle.loads(pickle.dumps(model))
+    change(changed)
+    with pytest.raises(ValueError, match=rf"the model has fitted .* that could not be loaded: .*{message}"):
+        changed.save(folder, overwrite=True)
+    assert_is_copy(skdiec.load(folder), model, images)
+    assert siblings(folder) == [folder.name]
+
+
 def test_files_keep_their_paths(make, images, tmp_path):
     paths = [tmp_path / "images" / f"ä {number}.png" for number in range(len(images))]
     paths[0].parent.mkdir()
@@ -422,11 +440,25 @@ def test_unfitted_models_and_those_of_others_are_not_saved(make, model, tmp_path
 
 @pytest.mark.parametrize(
     ("folder", "message"),
-    [(None, "folder must be a path; got None"), ("", "folder must be a path; got ''"), ("a\0b", "cannot be used")],
+    [
+        (None, "folder must be a path; got None"),
+        ("", "folder must be a path; got ''"),
+        (10**5000, "folder must be a path; got a int"),
+        ("a\0b", "cannot be used"),
+    ],
+    ids=["None", "empty", "int", "null"],
 )
 def test_what_is_no_path_is_told_of(folder, message, model):
     with pytest.raises(ValueError, match=message):
         model.save(folder)
+
+
+@pytest.mark.parametrize("overwrite", ["no", 1, None])
+def test_models_are_replaced_where_that_is_said_clearly(overwrite, model, folder):
+    before = (folder / "model.json").read_bytes()
+    with pytest.raises(ValueError, match="overwrite must be True or False; got"):
+        model.save(folder, overwrite=overwrite)
+    assert (folder / "model.json").read_bytes() == before
 
 
 def test_only_saved_models_are_replaced(model, make, images, folder, tmp_path):
@@ -639,6 +671,7 @@ def test_folder_that_is_replaced_while_it_is_read_is_told_of(model, folder, monk
     read = saving.ModelFolder.arrays
 
     def replace_first(self, expected):
+        monkeypatch.undo()  # a save reads too
         model.save(folder, overwrite=True)
         return read(self, expected)
 
@@ -937,10 +970,12 @@ def test_nothing_is_unpickled(folder, images, monkeypatch):
         ("a\0b", "folder cannot be used"),
         ("x" * 5000, "folder cannot be used|there is no folder"),
         (__file__, "is a file"),
+        ("backbone", "folder must be that of a saved model; .*backbone is a backbone: skdiec.load_backbone loads it"),
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_is_no_model_is_told_of(name, message):
+def test_what_is_no_model_is_told_of(name, message, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=message):
         skdiec.load(name)
 
@@ -1134,12 +1169,42 @@ def test_failures_of_the_hub_are_told_of(hub, model, monkeypatch):
         model.push_to_hub("some/one")
 
 
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"private": "no"}, "private must be True or False; got 'no'"),
+        ({"token": 3}, "token must be a str, a bool or None; got a int"),
+        ({"commit_message": None}, "commit_message must be a str; got None"),
+    ],
+)
+def test_wrong_parameters_reach_no_hub(keywords, message, hub, model):
+    with pytest.raises(ValueError, match=message):
+        model.push_to_hub("some/one", **keywords)
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [({"revision": 3}, "revision must be a branch, tag or commit; got 3"), ({"token": 3}, "token must be a str")],
+)
+def test_wrong_parameters_of_load_reach_no_hub(keywords, message, hub):
+    with pytest.raises(ValueError, match=message):
+        skdiec.load("some/one", **keywords)
+    assert hub.calls == []
+
+
 def test_pushing_tells_of_parameters_that_are_left_out(hub, model):
     model = pickle.loads(pickle.dumps(model)).set_params(random_state=np.random.RandomState(0))
     with pytest.warns(UserWarning, match=LEFT_OUT) as caught:
         model.push_to_hub("some/one")
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_backbone_of_a_saved_model_is_found(folder):
+    with pytest.raises(ValueError, match=rf"it is a saved model, whose backbone is {folder}/backbone"):
+        skdiec.load_backbone(folder)
+    assert skdiec.load_backbone(folder / "backbone").image_shape == (1, 8, 8)
 
 
 def test_load_is_reached_lazily():

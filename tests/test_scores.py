@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import sparse
+from sklearn.neighbors import kneighbors_graph
 
 from skdiec.graph import knn_graph
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
@@ -266,6 +267,8 @@ def test_cuts_of_clusters_without_edges_between_them_are_never_below_zero(sizes,
         (PATH[:3], "graph must be square"),
         (None, "graph must be a matrix of numbers"),
         ("graph", "graph must be a matrix of numbers"),
+        (PATH * 1j, "graph must be a matrix of real numbers; got dtype complex128"),
+        (np.triu(PATH), r"graph must be symmetric: .* take graph\.maximum\(graph\.T\)"),
     ],
 )
 def test_graphs_that_are_none_are_told_of(graph, message):
@@ -281,7 +284,25 @@ def test_fewer_clusters_than_labels_have_are_told_of(n_clusters):
             score(sparse.csr_array(PATH), [0, 0, 1, 1], n_clusters)
 
 
-@pytest.mark.parametrize("balance", [np.nan, -1, np.inf])
+@pytest.mark.parametrize("labels", [[0, np.nan, 1, 1], [0, None, "a", 1], [[0], [1, 2]], None], ids=str)
+def test_labels_that_are_none_are_told_of(labels):
+    for score in (normalized_cut, modularity):
+        with pytest.raises(ValueError, match="labels must"):
+            score(PATH, labels)
+    with pytest.raises(ValueError, match="labels must"):
+        scott_score(np.zeros((4, 2)), labels)
+
+
+def test_graphs_of_nearest_neighbours_are_scored_once_they_are_symmetric():
+    graph = kneighbors_graph(np.random.default_rng(0).normal(size=(60, 3)), 5)
+    labels = np.arange(60) % 3
+    with pytest.raises(ValueError, match="graph must be symmetric"):
+        modularity(graph, labels)
+    graph = graph.maximum(graph.T)
+    assert normalized_cut(graph, labels) == pytest.approx(naive_cut(graph.toarray(), labels))
+
+
+@pytest.mark.parametrize("balance", [np.nan, -1, np.inf, None, "1", 10**400, [1]])
 def test_weights_of_balance_that_cannot_be_are_told_of(balance):
     with pytest.raises(ValueError, match="balance must be a finite number"):
         balanced_cut(sparse.csr_array(PATH), [0, 0, 1, 1], 2, balance=balance)
@@ -294,7 +315,7 @@ def test_scott_score_is_the_same_at_any_offset_and_scale(change, scale):
     assert scott_score((X + change) * scale, [0, 0, 1, 1], ridge=0) == pytest.approx(np.log(104 / 4), rel=1e-2)
 
 
-@pytest.mark.parametrize("ridge", [-1, np.nan, np.inf])
+@pytest.mark.parametrize("ridge", [-1, np.nan, np.inf, None, "1", 10**400, [1]])
 def test_ridges_that_cannot_be_are_told_of(ridge):
     with pytest.raises(ValueError, match="ridge must be a finite number of at least 0"):
         scott_score([[0.0], [1.0]], [0, 1], ridge=ridge)

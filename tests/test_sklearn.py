@@ -68,6 +68,16 @@ def test_parameters_can_be_set_anew(make_model, planted):
     assert_array_equal(model.fit(X).embedding_, make_model(3, hidden_size=9).fit(X).embedding_)
 
 
+def test_parameters_of_what_has_none_are_told_of():
+    model = DiffusionEmbeddedClustering()
+    with pytest.raises(ValueError, match=r"backbone__epochs needs .* such as backbone=Pretraining\(\); got backbone='"):
+        model.set_params(backbone__epochs=3)
+    with pytest.raises(ValueError, match=r"Invalid parameter 'nonsense'"):
+        model.set_params(nonsense__epochs=3)
+    assert model.set_params(backbone=Pretraining(), backbone__epochs=3).backbone.epochs == 3
+    assert model.set_params(backbone__epochs=4).backbone.epochs == 4
+
+
 @pytest.mark.parametrize(
     "parameters",
     [

@@ -465,6 +465,33 @@ class DiffusionEmbeddedClustering(
         self.random_state = random_state
         self.verbose = verbose
 
+    def set_params(self, **params: Any) -> DiffusionEmbeddedClustering:
+        """Set parameters, as all estimators of scikit-learn do.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by their names; those of a `Pretraining` as ``backbone__epochs`` and so on.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For a name that is none, and for parameters of a `backbone` that has none, such as ``"auto"``.
+        """
+        for name in params:
+            owner, is_nested, _ = name.partition("__")
+            value = params.get(owner, getattr(self, owner, None))
+            if is_nested and owner in self._get_param_names() and not hasattr(value, "set_params"):
+                raise ValueError(
+                    f"{name} needs a {owner} that has parameters, such as backbone=Pretraining(); got {owner}="
+                    f"{shown(value)}"
+                )
+        return super().set_params(**params)
+
     @with_callbacks
     def fit(self, X: ArrayLike | str | os.PathLike | Iterable, y: Any = None) -> DiffusionEmbeddedClustering:
         """Search the representation, find an initial partition and train the embedding.

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_memory
 
-from skdiec._parameters import check_init, search_space
+from skdiec._parameters import as_memory, check_init, search_space
 from skdiec.backbones import Backbone, Pretraining, default_device, is_emulated, load_backbone, untrained_backbone
 from skdiec.cluster_number import MAX_IMAGES
 from skdiec.features import FeatureExtractor
@@ -76,7 +75,7 @@ def set_up(model: DiffusionEmbeddedClustering, X: Any) -> Setup:
             f"precision={model.precision!r} is many times slower than 'fp32' on this {device.type}, which has no "
             "instructions for it"
         )
-    memory = check_memory(model.memory)
+    memory = as_memory(model.memory)
     seeds = Seeds.draw(model.random_state)
     pretraining = _as_pretraining(model.backbone, model.random_state, seeds.pretrain)
     # Loaded when first needed: wrong input is told of before a download.

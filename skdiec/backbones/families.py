@@ -24,6 +24,7 @@ from skdiec.backbones.transformer import (
     PixArtBackbone,
     SanaBackbone,
 )
+from skdiec.messages import shown
 
 _FAMILIES: list[type[Backbone]] = [
     PixelBackbone,
@@ -62,8 +63,8 @@ def register(family: type[Backbone]) -> type[Backbone]:
     Parameters
     ----------
     family : type
-        A subclass of `Backbone` whose `networks` are classes of the networks, with ``from_config`` and
-        ``save_pretrained`` as models of diffusers have them.
+        A subclass of `Backbone` with ``forward``, whose `networks` are a tuple: classes of the networks, with
+        ``from_config`` and ``save_pretrained`` as models of diffusers have them, or names of classes of diffusers.
 
     Returns
     -------
@@ -93,10 +94,22 @@ def register(family: type[Backbone]) -> type[Backbone]:
     ...         return self.network(x, time).sample
     """
     if not isinstance(family, type) or not issubclass(family, Backbone) or not family.networks:
-        raise TypeError(f"family must be a subclass of Backbone that names its networks; got {family!r}")
+        raise TypeError(f"family must be a subclass of Backbone that names its networks; got {shown(family)}")
+    if not isinstance(family.networks, tuple) or not all(map(_is_network, family.networks)):
+        raise TypeError(
+            f"{family.__name__}.networks must be a tuple of classes with from_config and save_pretrained, or of names "
+            f"of those of diffusers; got {shown(family.networks)}"
+        )
+    if missing := sorted(family.__abstractmethods__):
+        raise TypeError(f"family must have {', '.join(missing)}; got {family.__name__} without")
     if family not in _FAMILIES:
         _FAMILIES.insert(0, family)
     return family
+
+
+def _is_network(network: object) -> bool:
+    has = isinstance(network, type) and hasattr(network, "from_config") and hasattr(network, "save_pretrained")
+    return has or isinstance(network, str)
 
 
 def network_parts() -> tuple[str, ...]:

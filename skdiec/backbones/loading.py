@@ -118,6 +118,8 @@ def load_backbone(
     if isinstance(backbone, Backbone):
         return backbone
     asked = {"image_size": image_size, "condition": condition, "null_class": null_class}
+    if variant is not None and not isinstance(variant, str):
+        raise ValueError(f"variant must be a name such as 'fp16', or None; got {shown(variant)}")
     if isinstance(backbone, (str, os.PathLike)):
         repository = _repository(backbone, revision, subfolder)
         return _load(repository, variant, asked)
@@ -183,7 +185,11 @@ def _load_model_alone(repository: Repository, variant: str | None, asked: Mappin
     config = repository.json("config.json")
     folder = repository.fetch()
     if config is None:
-        raise ValueError(f"backbone folder {folder} has neither {INDEX_FILE} (a pipeline) nor config.json (a model)")
+        inner = folder / "backbone"
+        cure = f": it is a saved model, whose backbone is {inner}" if exists(inner / INDEX_FILE) else ""
+        raise ValueError(
+            f"backbone folder {folder} has neither {INDEX_FILE} (a pipeline) nor config.json (a model){cure}"
+        )
     actual = folder.resolve()
     is_part = repository.root is not None and actual.name in network_parts()
     if is_part and exists(actual.parent / INDEX_FILE):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skdiec.plotting.common import axes_or_new, check_estimator, check_int, check_matplotlib
+from skdiec.messages import shown
+from skdiec.plotting.common import axes_or_new, check_axes, check_estimator, check_int, check_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ class ClusterDisplay:
         *,
         n_images: int = 12,
         max_clusters: int = 20,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | Mapping[int, str] | None = None,
         ax: Axes | None = None,
     ) -> ClusterDisplay:
         """Draw the clusters of a fitted estimator. No image goes through the network again.
@@ -110,8 +111,8 @@ class ClusterDisplay:
             Images in each row, half of them the surest.
         max_clusters : int, default=20
             Rows: those of the largest clusters, in the order of their numbers.
-        names : sequence of str of length n_clusters, default=None
-            Names of the clusters.
+        names : sequence of str of length n_clusters, or dict of int to str, default=None
+            Names of the clusters, or of some of them, as `skdiec.naming.name_clusters` returns them.
         ax : Axes, default=None
             None makes a figure.
 
@@ -133,8 +134,9 @@ class ClusterDisplay:
         check_int("n_images", n_images, 2)
         check_int("max_clusters", max_clusters, 1)
         n_clusters = len(estimator.cluster_centers_)
-        if names is not None and len(names) != n_clusters:
-            raise ValueError(f"names must be one for each of the {n_clusters} clusters; got {len(names)}")
+        names = None if names is None else _checked_names(names, n_clusters)
+        if ax is not None:
+            check_axes(ax)
         if estimator._format.is_table:
             raise ValueError("X must be images to be shown; the estimator was fitted on a table, whose rows are none")
         sizes = np.bincount(estimator.labels_, minlength=n_clusters)
@@ -179,7 +181,7 @@ class ClusterDisplay:
                 self.images[row, column], cmap="gray", vmin=0, vmax=255, extent=(left, left + aspect, top + 1, top)
             )
         self.ax_.set(xlim=(-0.1, right + 0.1), ylim=(bottom + 0.1, -0.1), aspect="equal")
-        names = [""] * n_rows if self.names is None else [f" {name}" for name in self.names]
+        names = [""] * n_rows if self.names is None else [f" {name}" if name else "" for name in self.names]
         rows = zip(self.clusters, names, self.sizes, strict=True)
         self.ax_.set_yticks(
             np.arange(n_rows) * _PITCH + 0.5, [f"{cluster}{name} ({size:,})" for cluster, name, size in rows]
@@ -194,6 +196,20 @@ class ClusterDisplay:
             clusters = "cluster is" if self.n_hidden == 1 else "clusters are"
             self.ax_.set_xlabel(f"{self.n_hidden} smaller {clusters} not shown")
         return self
+
+
+def _checked_names(names: Any, n_clusters: int) -> list[str]:
+    """Return a name for each cluster, "" for none; raise ValueError for what has other names."""
+    if isinstance(names, Mapping):
+        if unknown := [cluster for cluster in names if cluster not in range(n_clusters)]:
+            raise ValueError(f"names must have clusters from 0 to {n_clusters - 1} as keys; got {shown(unknown[0])}")
+        names = [names.get(cluster, "") for cluster in range(n_clusters)]
+    is_sequence = isinstance(names, (Sequence, np.ndarray)) and not isinstance(names, (str, bytes))
+    if not is_sequence or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names must be strings, one for each of the {n_clusters} clusters; got {shown(names)}")
+    if len(names) != n_clusters:
+        raise ValueError(f"names must be one for each of the {n_clusters} clusters; got {len(names)}")
+    return list(names)
 
 
 def _surest_and_least_sure(estimator: DiffusionEmbeddedClustering, cluster: int, n_images: int) -> NDArray[np.integer]:

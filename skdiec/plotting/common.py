@@ -63,6 +63,19 @@ def check_int(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be an int of at least {least}; got {shown(value)}")
 
 
+def check_axes(ax: Any) -> None:
+    """Raise TypeError for what cannot be drawn on.
+
+    Parameters
+    ----------
+    ax : object
+    """
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax must be Axes of matplotlib, or None; got {shown(ax)}")
+
+
 def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Figure | SubFigure, Axes]:
     """Return the figure and the axes to draw on: those of the caller, or new ones.
 
@@ -78,6 +91,7 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Figure |
     ax : Axes
     """
     if ax is not None:
+        check_axes(ax)
         return ax.figure, ax
     import matplotlib.pyplot as plt
 

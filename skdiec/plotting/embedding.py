@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from skdiec.messages import shown
 from skdiec.plotting.common import (
     MARKERS,
     axes_or_new,
+    check_axes,
     check_estimator,
     check_int,
     check_matplotlib,
@@ -148,7 +150,10 @@ class EmbeddingDisplay:
         _check_method(method)
         check_int("max_samples", max_samples, 2)
         labels = _checked_labels(labels, estimator)
-        generator = check_random_state(random_state)
+        if ax is not None:
+            check_axes(ax)
+        _check_keywords(scatter_kw)
+        generator = _generator(random_state)
         rows = _drawn(np.arange(len(labels)), max_samples, generator)
         (points,) = _maps([estimator.embedding_[rows]], method, generator)
         display = cls(points, labels[rows], method=method)
@@ -218,12 +223,14 @@ class EmbeddingDisplay:
             raise ValueError(
                 "estimator must have been fitted with n_snapshots, such as n_snapshots=5; got one without snapshots"
             )
-        epochs = list(kept) if epochs is None else list(epochs)
-        if not epochs or any(epoch not in kept for epoch in epochs):
-            raise ValueError(f"epochs must be some of {list(kept)}, which fit kept; got {shown(epochs)}")
+        asked = list(kept) if epochs is None else epochs
+        epochs = list(asked) if isinstance(asked, Iterable) else []
+        if not epochs or not all(isinstance(epoch, Integral) and epoch in kept for epoch in epochs):
+            raise ValueError(f"epochs must be some of {list(kept)}, which fit kept; got {shown(asked)}")
         labels = _checked_labels(labels, estimator)
         _check_panels(ax, len(epochs))
-        generator = check_random_state(random_state)
+        _check_keywords(scatter_kw)
+        generator = _generator(random_state)
         # Positions among the rows that were kept.
         rows = _drawn(np.arange(len(estimator.snapshot_rows_)), max_samples, generator)
         points = np.stack(_maps([kept[epoch][rows] for epoch in epochs], method, generator))
@@ -312,16 +319,37 @@ def _check_method(method: str) -> None:
 
 def _checked_labels(labels: ArrayLike | None, estimator: DiffusionEmbeddedClustering) -> NDArray:
     n_samples = len(estimator.labels_)
-    checked = np.asarray(estimator.labels_ if labels is None else labels)
+    try:
+        checked = np.asarray(estimator.labels_ if labels is None else labels)
+    except ValueError as error:  # rows of several lengths
+        raise ValueError(f"labels must be one for each of the {n_samples} images of fit: {error}") from error
     if checked.shape != (n_samples,):
         raise ValueError(f"labels must be one for each of the {n_samples} images of fit; got shape {checked.shape}")
     return checked
 
 
 def _check_panels(ax: Any, count: int) -> None:
-    """Raise ValueError for axes that are not as many as panels; before the map, which takes its time."""
-    if ax is not None and np.size(ax) != count:
-        raise ValueError(f"ax must be None or {count} axes, one for each epoch; got {np.size(ax)}")
+    """Raise for axes that are none, or not as many as panels; before the map, which takes its time."""
+    if ax is None:
+        return
+    panels = ax.ravel() if isinstance(ax, np.ndarray) else ax if isinstance(ax, Sequence) else [ax]
+    if len(panels) != count:
+        raise ValueError(f"ax must be None or {count} axes, one for each epoch; got {len(panels)}")
+    for panel in panels:
+        check_axes(panel)
+
+
+def _check_keywords(scatter_kw: Any) -> None:
+    if scatter_kw is not None and not isinstance(scatter_kw, Mapping):
+        raise TypeError(f"scatter_kw must be a dict or None; got {shown(scatter_kw)}")
+
+
+def _generator(random_state: Any) -> np.random.RandomState:
+    try:
+        return check_random_state(random_state)
+    except Exception as error:  # of values that cannot be shown, too
+        expected = "random_state must be an int from 0 to 2**32 - 1, a RandomState or None"
+        raise ValueError(f"{expected}; got {shown(random_state)}") from error
 
 
 def _row_of_axes(ax: Any, count: int) -> tuple[Any, NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,7 +136,7 @@ class SearchDisplay:
         if not isinstance(score, str) or score not in result.scores:
             raise ValueError(f"score must be one of {sorted(result.scores)}; got {shown(score)}")
         pooling = result.best.pooling if pooling is None else pooling
-        if pooling not in result.poolings:
+        if not isinstance(pooling, Integral) or isinstance(pooling, bool) or pooling not in result.poolings:
             raise ValueError(f"pooling must be one of {list(result.poolings)}; got {shown(pooling)}")
         best = result.best
         display = cls(
@@ -143,7 +144,7 @@ class SearchDisplay:
             layers=result.layers,
             timesteps=result.timesteps,
             score_name=SCORE_NAMES.get(score, score.replace("_", " ")),
-            pooling=pooling,
+            pooling=int(pooling),
             chosen=(result.layers.index(best.layer), result.timesteps.index(best.timestep))
             if pooling == best.pooling
             else None,

@@ -56,6 +56,31 @@ def load_model(
         Where there is no such model, or its files are damaged or contradict each other.
     """
     saved = open_model(folder, revision=revision, token=token)
+    made, attributes, arrays = _read(saved, make)
+    _add_backbones(attributes, saved)
+    model = made(lambda name, wanted: arrays[name])
+    vars(model).update(attributes)
+    return model
+
+
+def check_saved(folder: Path) -> None:
+    """Raise ValueError for a folder that could not be loaded again, since the model was changed after its fit.
+
+    Parameters
+    ----------
+    folder : Path
+        Just written. Its backbones are not read.
+    """
+    try:
+        _read(open_model(folder), lambda kind, parameters: None)
+    except ValueError as error:
+        raise ValueError(f"the model has fitted attributes or an output that could not be loaded: {error}") from error
+
+
+def _read(
+    saved: ModelFolder, make: Callable[[str, Mapping[str, Any]], Any]
+) -> tuple[Callable[[Callable[[str, Expected], NDArray]], Any], dict[str, Any], dict[str, NDArray]]:
+    """Read all but the backbones: what makes the estimator, its fitted attributes, and all arrays."""
     kind = saved.values["class"]
     fitted = Fields({**_LATER, **saved.values["fitted"]}, f"{saved.where}: fitted")
     expected: dict[str, Expected] = {}
@@ -78,11 +103,7 @@ def load_model(
     made(outline)
     expected |= _expected(fitted)
     arrays = saved.arrays(expected)
-    attributes = _decoded_state(fitted, arrays, saved.where_arrays)
-    _add_backbones(attributes, saved)
-    model = made(lambda name, wanted: arrays[name])
-    vars(model).update(attributes)
-    return model
+    return made, _decoded_state(fitted, arrays, saved.where_arrays), arrays
 
 
 _NUMBERS = {

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from skdiec.activations import Cell
 from skdiec.messages import shown
-from skdiec.saving import check_repo_id, upload, write_model
+from skdiec.saving import check_flag, check_repo_id, check_token, upload, write_model
 from skdiec.search import SearchResult
 from skdiec.state.card import model_card
+from skdiec.state.reading import check_saved
 from skdiec.state.values import encoded_float, encoded_parameters, type_of
 
 
@@ -47,15 +48,18 @@ def save_model(
         raise TypeError(
             f"save writes models of skdiec's own classes; {type(model).__name__} would not be loaded as such"
         )
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder):
+        raise ValueError(f"folder must be a path; got {shown(folder)}")
     if not isinstance(backbone, str) or backbone not in ("copy", "reference"):
         raise ValueError(f"backbone must be 'copy' or 'reference'; got {shown(backbone)}")
+    check_flag("overwrite", overwrite)
     reference = _reference(model) if backbone == "reference" else None
     arrays: dict[str, NDArray] = {}
     parameters, left_out = encoded_parameters(model.get_params(deep=False), arrays)
     values = {"class": type(model).__name__, "parameters": parameters, "fitted": _encoded_state(model, arrays)}
     backbones = [extractor.backbone for extractor in model._extractors[::-1]]
     card = model_card(model, name or Path(str(folder)).name, reference)
-    write_model(folder, values, arrays, backbones, card, reference=reference, overwrite=overwrite)
+    write_model(folder, values, arrays, backbones, card, check_saved, reference=reference, overwrite=overwrite)
     if left_out:
         warnings.warn(
             f"these parameters are not saved, and a loaded model has their defaults: {', '.join(left_out)}. What was "
@@ -79,6 +83,10 @@ def push_model(model: Any, repo_id: str, *, private: bool, token: str | bool | N
     str
     """
     check_repo_id(repo_id)
+    check_flag("private", private)
+    check_token(token)
+    if not isinstance(commit_message, str):
+        raise ValueError(f"commit_message must be a str; got {shown(commit_message)}")
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         save_model(model, folder, backbone="copy", overwrite=False, name=repo_id, stacklevel=4)
