@@ -22,13 +22,14 @@ import typer
 arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 """What the command was called with."""
 
+_SAME_NAMES = (
+    *("image_shape", "value_range", "device", "backbone", "architecture"),
+    *("channels", "layers_per_block", "patch_size", "max_timestep", "dtype"),
+)
 _OPTIONS = {
     "max_minutes": "minutes",
     "random_state": "seed",
-    **{name: name.replace("_", "-") for name in ("image_shape", "value_range", "device", "backbone", "architecture")},
-    **{
-        name: name.replace("_", "-") for name in ("channels", "layers_per_block", "patch_size", "max_timestep", "dtype")
-    },
+    **{name: name.replace("_", "-") for name in _SAME_NAMES},
 }
 """Options by the parameters that the library's errors name."""
 

@@ -217,9 +217,20 @@ class OutputFolder:
         self._save()
 
     def _save(self) -> None:
-        temporary = self.path / f"{MANIFEST_FILE}.new"
-        temporary.write_text(json.dumps(self._written))
-        temporary.replace(self.path / MANIFEST_FILE)
+        write_whole(self.path / MANIFEST_FILE, json.dumps(self._written))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves all of the new text, or what was there before.
+
+    Parameters
+    ----------
+    path : Path
+    text : str
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def folder_names(n_clusters: int, names: Mapping[int, str]) -> list[str]:
