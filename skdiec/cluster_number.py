@@ -1,7 +1,8 @@
-"""How many clusters there are: two scores of partitions into every number of them."""
+"""How many clusters there are: a score of partitions into every number of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import pairwise_distances, silhouette_score
 
 from skdiec.graph import knn_graph, spectral_embedding
-from skdiec.partition import kmeans_labels, unit_rows
+from skdiec.partition import kmeans_labels, strongest_link, unit_rows
 from skdiec.scores import modularity, normalized_cut
 
 MAX_IMAGES = 2000
@@ -23,8 +24,11 @@ MAX_CLUSTERS = 150
 _LEAST_SIZE = 8  # images of a cluster, on average
 _EVERY_UP_TO = 30
 _STEP = 1.06  # from one number to the next, above
-_BEYOND = 3  # times the best number of both scores, there is no need to look further
+_BEYOND = 3  # times the best number by any score, there is no need to look further
 _BLOCK = 8  # numbers above the first 30 that are looked at between these decisions
+
+
+_Judged = tuple[float, float, float]  # silhouette, modularity and score
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,9 @@ class ClusterNumber:
     Attributes
     ----------
     n_clusters : int
-        The smaller one of the numbers with the highest silhouette and with the highest modularity.
+        The number with the highest score.
     at_most : int
-        The larger one.
+        The largest one of the numbers with the highest score, silhouette and modularity.
     candidates : ndarray of shape (n_candidates,), int64
         Numbers that were looked at, in ascending order: all up to 30, and steps of 6 % above, up to three times those
         where the scores are highest.
@@ -44,6 +48,8 @@ class ClusterNumber:
         Mean silhouette of the partition into each.
     modularities : ndarray of shape (n_candidates,), float64
         Modularity of the neighbourhood graph's partition into each.
+    scores : ndarray of shape (n_candidates,), float64
+        What decides, from both and the strongest link of each partition; see `estimate_n_clusters`.
     """
 
     n_clusters: int
@@ -51,6 +57,7 @@ class ClusterNumber:
     candidates: NDArray[np.int64]
     silhouettes: NDArray[np.float64]
     modularities: NDArray[np.float64]
+    scores: NDArray[np.float64]
 
 
 def estimate_n_clusters(
@@ -59,14 +66,20 @@ def estimate_n_clusters(
     *,
     n_init: int = 3,
     seed: int = 0,
-    call_all: Callable[[Sequence[Callable[[], tuple[float, float]]]], Sequence[tuple[float, float]]] | None = None,
+    call_all: Callable[[Sequence[Callable[[], _Judged]]], Sequence[_Judged]] | None = None,
 ) -> ClusterNumber:
-    """Estimate the number of clusters of some rows.
+    r"""Estimate the number of clusters of some rows.
 
     The rows are divided into each number of clusters by k-means on as many eigenvectors of their neighbourhood graph.
-    Both scores of these partitions err on the side of too many, for different reasons. The silhouette does where the
-    images of a class form tight groups, such as poses of one face. Modularity does where classes are large beside the
-    neighbourhoods of their images. So the smaller number is taken.
+    The number is taken whose partition has the highest score
+
+    .. math:: S Q^4 / \sqrt{1 + 10 L}
+
+    with S its mean silhouette (0 where it is less), Q its modularity, and L the strongest link between two of its
+    clusters (`skdiec.partition.strongest_link`). Each of them errs in a way of its own. The silhouette is highest at
+    two or three clusters where sizes are uneven or classes overlap, and at far too many where the images of a class
+    form tight groups, such as poses of one face. Modularity says too many where classes are large beside the
+    neighbourhoods of their images: there, the link tells that a class was split.
 
     Parameters
     ----------
@@ -87,29 +100,34 @@ def estimate_n_clusters(
     """
     candidates = candidate_numbers(len(X))
     if not len(candidates):
-        return ClusterNumber(1, 1, candidates, np.empty(0), np.empty(0))
+        return ClusterNumber(1, 1, candidates, np.empty(0), np.empty(0), np.empty(0))
     graph = knn_graph(X, n_neighbors)
     vectors = spectral_embedding(graph, int(candidates[-1]), seed=seed)
     distances = pairwise_distances(X)
     np.fill_diagonal(distances, 0.0)
 
-    def scores(count: int) -> tuple[float, float]:
+    def judged(count: int) -> _Judged:
         rows = unit_rows(vectors[:, :count])
         found = [kmeans_labels(rows, count, seed=seed + start) for start in range(n_init)]
         labels = min(found, key=partial(normalized_cut, graph))
         if not 1 < len(np.unique(labels)) < len(X):
-            return -1.0, 0.0
-        return float(silhouette_score(distances, labels, metric="precomputed")), modularity(graph, labels)
+            return -1.0, 0.0, 0.0
+        silhouette, within = float(silhouette_score(distances, labels, metric="precomputed")), modularity(graph, labels)
+        return silhouette, within, _score(silhouette, within, strongest_link(graph, labels))
 
-    found: list[tuple[float, float]] = []
+    found: list[_Judged] = []
     for block in np.split(candidates, range(_EVERY_UP_TO - 1, len(candidates), _BLOCK)):
-        calls = [partial(scores, int(count)) for count in block]
+        calls = [partial(judged, int(count)) for count in block]
         found += [call() for call in calls] if call_all is None else call_all(calls)
         best = candidates[np.argmax(found, axis=0)]
         if block[-1] >= _BEYOND * best.max():
             break
-    silhouettes, modularities = np.array(found).T.copy()
-    return ClusterNumber(int(best.min()), int(best.max()), candidates[: len(found)], silhouettes, modularities)
+    silhouettes, modularities, scores = np.array(found).T.copy()
+    return ClusterNumber(int(best[2]), int(best.max()), candidates[: len(found)], silhouettes, modularities, scores)
+
+
+def _score(silhouette: float, modularity: float, link: float) -> float:
+    return max(silhouette, 0.0) * max(modularity, 0.0) ** 4 / math.sqrt(1 + 10 * link)
 
 
 def candidate_numbers(n_samples: int) -> NDArray[np.int64]:

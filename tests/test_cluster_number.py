@@ -6,7 +6,7 @@ from skdiec import load
 from skdiec.cluster_number import candidate_numbers, estimate_n_clusters
 from skdiec.graph import knn_graph, spectral_embedding
 from skdiec.images import as_image_source, distinct_rows
-from skdiec.partition import kmeans_labels, unit_rows
+from skdiec.partition import kmeans_labels, strongest_link, unit_rows
 from skdiec.scores import modularity, normalized_cut
 
 
@@ -47,8 +47,17 @@ def test_scores_are_those_of_the_best_spectral_partition():
         )
         assert found.silhouettes[place] == pytest.approx(silhouette_score(X, labels), abs=1e-6)
         assert found.modularities[place] == pytest.approx(modularity(graph, labels), abs=1e-12)
-    best = found.candidates[[found.silhouettes.argmax(), found.modularities.argmax()]]
-    assert (found.n_clusters, found.at_most) == (best.min(), best.max())
+        score = silhouette_score(X, labels) * modularity(graph, labels) ** 4
+        assert found.scores[place] == pytest.approx(score / np.sqrt(1 + 10 * strongest_link(graph, labels)), abs=1e-6)
+    best = found.candidates[[found.scores.argmax(), found.silhouettes.argmax(), found.modularities.argmax()]]
+    assert (found.n_clusters, found.at_most) == (best[0], best.max())
+
+
+def test_one_group_far_from_all_others_is_not_half_of_the_answer():
+    X = np.concatenate([blobs([100] * 5, distance=5.0), [60.0] * 10 + blobs([60])])
+    found = estimate_n_clusters(X, 10)
+    assert found.candidates[found.silhouettes.argmax()] == 2
+    assert found.n_clusters == 6
 
 
 def test_calls_may_be_made_in_any_order():
@@ -84,8 +93,8 @@ def test_the_estimator_finds_the_number(make_model, planted, tmp_path):
     assert model.n_clusters == "auto"
     assert model.n_clusters_ == 4 == len(model.cluster_centers_) == model.labels_.max() + 1
     scores = model.n_clusters_scores_
-    best = [scores["n_clusters"][scores[name].argmax()] for name in ("silhouette", "modularity")]
-    assert min(best) == 4
+    assert scores["n_clusters"][scores["score"].argmax()] == 4
+    assert set(scores) == {"n_clusters", "silhouette", "modularity", "score"}
     again = make_model(4).fit(X)
     assert again.n_clusters_ == 4
     assert not hasattr(again, "n_clusters_scores_")

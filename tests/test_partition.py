@@ -371,6 +371,19 @@ def test_uneven_classes_are_found_by_merges(seed):
     assert 1.2 * strongest_link(graph, found.labels) <= strongest_link(graph, lowest.labels)
 
 
+def test_few_images_that_lie_apart_are_no_clusters_of_their_own():
+    X, y = blobs([200, 200], 0.2, 0)
+    X = np.concatenate([X, 40.0 + 20 * np.arange(8)[:, None] * np.eye(8)])  # eight images, far from each other too
+    graph = knn_graph(X)
+    fine = np.concatenate([2 * y + np.tile([0, 1], 200), [4, 4, 4, 5, 6, 7, 8, 9]])
+    assert np.bincount(merged_partition(graph, fine, 4)).min() < 5
+    found = merged_partition(graph, fine, 4, least=5)
+    assert (len(np.unique(found)), found.dtype) == (4, np.int32)
+    assert np.bincount(found).min() >= 5
+    np.testing.assert_array_equal(merged_partition(graph, fine, 10, least=5), np.unique(fine, return_inverse=True)[1])
+    assert len(np.unique(merged_partition(graph, fine, 9, least=5))) == 9  # not fewer than were asked for
+
+
 @pytest.mark.parametrize(
     ("sizes", "taken", "other"), [(UNEVEN, 40, 80), ([1200, 500, 200, 80, 40, 20, 12, 8, 6, 6], 80, 40)]
 )
@@ -379,7 +392,8 @@ def test_of_two_finenesses_the_one_whose_merges_agree_better_is_taken(sizes, tak
     graph = knn_graph(X)
     rows = unit_rows(spectral_embedding(graph, 16))
     merges = {
-        n: [merged_partition(graph, kmeans_labels(rows, n, seed=start), 10) for start in range(3)] for n in (40, 80)
+        n: [merged_partition(graph, kmeans_labels(rows, n, seed=start), 10, least=5) for start in range(3)]
+        for n in (40, 80)
     }
     agreement = {
         n: np.mean([adjusted_rand_score(*pair) for pair in combinations(labels, 2)]) for n, labels in merges.items()

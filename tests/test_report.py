@@ -373,7 +373,7 @@ def test_figures_are_graded():
 
 def scored(silhouette, modularity, n_clusters=(2, 3, 4, 5, 6, 7, 8, 9, 10)):
     counts = np.array(n_clusters)
-    peaks = {"silhouette": silhouette, "modularity": modularity}
+    peaks = {"silhouette": silhouette, "modularity": modularity, "score": min(silhouette, modularity)}
     return {"n_clusters": counts, **{name: 1.0 / (1 + abs(counts - peak)) for name, peak in peaks.items()}}
 
 
@@ -399,7 +399,7 @@ def test_number_that_was_found_is_graded(silhouette, modularity, cut, grade, ver
 
 def test_number_that_was_not_found_is_not_graded():
     assert words.number_found(fitted()) is None
-    nothing = {name: np.empty(0) for name in ("n_clusters", "silhouette", "modularity")}
+    nothing = {name: np.empty(0) for name in ("n_clusters", "silhouette", "modularity", "score")}
     assert words.number_found(fitted(n_clusters_=1, n_clusters_scores_=nothing)) is None
 
 
@@ -417,7 +417,7 @@ def test_curve_of_the_number_is_what_the_fit_has_found(page, make_model, images,
     number = written.data["number"]
     assert number["chosen"] == model.n_clusters_ == 3
     assert_array_equal(number["counts"], model.n_clusters_scores_["n_clusters"])
-    for name in ("silhouette", "modularity"):
+    for name in ("score", "silhouette", "modularity"):
         assert_allclose(number["scores"][name], model.n_clusters_scores_[name], rtol=1e-4)
     text = (tmp_path / "report.html").read_text("utf-8")
     assert text.count(words.number_found(model).verdict) == 2  # in the headline, and beside the curves

@@ -128,6 +128,7 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
             "n_clusters": start.number.candidates,
             "silhouette": start.number.silhouettes,
             "modularity": start.number.modularities,
+            "score": start.number.scores,
         }
     model.n_components_ = model._n_features_out = start.h.shape[1]
     with stages.stage("training", 0 if model.head is None else model.max_epochs) as steps:

@@ -58,7 +58,7 @@ FINER = (4, 8)
 the fewer are surer: the ones that agree best are taken."""
 
 _SPLIT = 4  # parts of each cluster, at the leaves of the tree
-_MIN_FINE_SIZE = 5  # images of a finer cluster, on average
+_MIN_FINE_SIZE = 5  # images of a finer cluster: on average, and of each one before merges
 _MAX_FINE = 2000  # the time of merges grows with the cube
 
 
@@ -74,11 +74,12 @@ def initial_partition(
 ) -> Partition:
     """Find the partition that training starts from: that of the lowest cut, or one of merged clusters.
 
-    The normalised cut prefers clusters of like size. Where sizes differ by far, the lowest cut splits a large class and
-    joins small ones. Two halves of a class have a strong link (`strongest_link`). Only then, merges of finer partitions
-    (`merged_partition`) are looked at: of 4 and of 8 times as many clusters, each from several starts. Those of the two
-    that agree better with each other are preferred if they agree well, and lower the strongest link by far. Where
-    classes overlap, merges disagree, or no link is strong: there the cut is right.
+    The normalised cut prefers clusters of like size. Where sizes differ by far, the lowest cut splits a large class
+    and joins small ones. Two halves of a class have a strong link (`strongest_link`). Only then, merges of finer
+    partitions (`merged_partition`) are looked at: of 4 and of 8 times as many clusters, each from several starts.
+    Those of fewer than five images are joined first, since all merges would agree to leave single images alone.
+    Those of the two that agree better with each other are preferred if they agree well, and lower the strongest
+    link by far. Where classes overlap, merges disagree, or no link is strong: there the cut is right.
 
     Parameters
     ----------
@@ -101,7 +102,8 @@ def initial_partition(
     rows = unit_rows(spectral_embedding(graph, n_eigenvectors(n_clusters), seed=seed))
 
     def merge(n_fine: int, start: int) -> Partition:
-        labels = merged_partition(graph, kmeans_labels(rows, n_fine, seed=seed + start), n_clusters)
+        fine = kmeans_labels(rows, n_fine, seed=seed + start)
+        labels = merged_partition(graph, fine, n_clusters, least=_MIN_FINE_SIZE)
         return Partition(labels, cut(graph, labels), "merged")
 
     starts = range(max(3, n_init // 2))

@@ -37,8 +37,13 @@ def strongest_link(graph: sparse.csr_array, labels: NDArray[np.integer]) -> floa
     return max(0.0, float(_links(weights).max()))
 
 
-def merged_partition(graph: sparse.csr_array, fine: NDArray[np.integer], n_clusters: int) -> NDArray[np.int32]:
+def merged_partition(
+    graph: sparse.csr_array, fine: NDArray[np.integer], n_clusters: int, *, least: int = 1
+) -> NDArray[np.int32]:
     """Merge the two clusters with the strongest link, again and again, until some number is left.
+
+    Single images that lie apart have weak links, so that they would be left as clusters. So clusters of few images are
+    first joined with what they have the strongest link to, the smallest one first.
 
     Parameters
     ----------
@@ -46,13 +51,15 @@ def merged_partition(graph: sparse.csr_array, fine: NDArray[np.integer], n_clust
     fine : integer array of shape (n,)
         A partition into more clusters.
     n_clusters : int
+    least : int, default=1
+        Clusters of fewer images than this are joined first.
 
     Returns
     -------
     ndarray of shape (n,), int32
         From 0. Fewer clusters only where `fine` has fewer.
     """
-    codes = np.unique(fine, return_inverse=True)[1]
+    codes = _without_small(graph, np.unique(fine, return_inverse=True)[1], n_clusters, least)
     return cut_tree(merge_tree(graph, codes), n_clusters)[codes]
 
 
@@ -128,6 +135,29 @@ def cut_tree(tree: NDArray[np.float64], n_clusters: int) -> NDArray[np.int32]:
         top[node] = top[top[node]]
     _, first_leaf, codes = np.unique(top[:n_leaves], return_index=True, return_inverse=True)
     return first_leaf.argsort().argsort()[codes].astype(np.int32)
+
+
+def _without_small(
+    graph: sparse.csr_array, codes: NDArray[np.integer], n_clusters: int, least: int
+) -> NDArray[np.integer]:
+    """Join clusters of fewer images than `least` with others, while more than some number are left."""
+    sizes = np.bincount(codes).astype(float)
+    weights = _between(graph, codes)
+    target = np.arange(len(sizes))
+    for _ in range(max(0, len(sizes) - n_clusters)):
+        small = int(sizes.argmin())
+        if sizes[small] >= least:
+            break
+        links = weights[small] / np.sqrt(np.maximum(weights.sum(axis=1), _TINY))
+        links[[small, *np.flatnonzero(np.isinf(sizes))]] = -np.inf
+        other = int(links.argmax())
+        weights[other] += weights[small]
+        weights[:, other] += weights[:, small]
+        weights[small] = weights[:, small] = 0.0
+        sizes[other] += sizes[small]
+        sizes[small] = np.inf  # gone
+        target[target == small] = other
+    return np.unique(target[codes], return_inverse=True)[1]
 
 
 def _between(graph: sparse.csr_array, labels: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -247,7 +247,7 @@ def _number(model: DiffusionEmbeddedClustering) -> dict[str, Any] | None:
     return {
         "counts": scores["n_clusters"].tolist(),
         "chosen": model.n_clusters_,
-        "scores": {name: _numbers(scores[name]) for name in ("silhouette", "modularity")},
+        "scores": {name: _numbers(scores[name]) for name in ("score", "silhouette", "modularity")},
     }
 
 

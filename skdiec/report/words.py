@@ -203,7 +203,7 @@ def number_found(model: Any) -> Figure | None:
     if scores is None or not len(scores["n_clusters"]):
         return None
     best = {name: int(scores["n_clusters"][scores[name].argmax()]) for name in ("silhouette", "modularity")}
-    low, high = sorted(best.values())
+    low, *_, high = sorted((*best.values(), model.n_clusters_))
     grade, verdict = (
         (POOR, "There may be no clusters: these are hardly better than those of noise.")
         if model.cut_over_noise_ > HARDLY_BETTER
@@ -223,8 +223,8 @@ def number_found(model: Any) -> Figure | None:
         str(model.n_clusters_),
         grade,
         verdict,
-        f"The silhouette is highest at {best['silhouette']} clusters, modularity at {best['modularity']}. Both tend to "
-        "be highest at too many, so the smaller number is taken.",
+        f"The silhouette is highest at {best['silhouette']} clusters, modularity at {best['modularity']}. The number "
+        "is chosen by a score of both.",
     )
 
 

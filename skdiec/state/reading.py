@@ -136,7 +136,7 @@ _OTHERS = {
 }
 _LATER: dict[str, Any] = {"warnings_": [], "n_candidates": 0}
 """What models have that were saved before these values were kept."""
-_NUMBER_SCORES = {"n_clusters": "int64", "silhouette": "float64", "modularity": "float64"}
+_NUMBER_SCORES = {"n_clusters": "int64", "silhouette": "float64", "modularity": "float64", "score": "float64"}
 _STAGE = {"n_images", "n_draws", "n_cells", "scores", "n_forward", "n_evaluations", "seconds"}
 
 
