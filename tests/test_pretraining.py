@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -150,7 +151,7 @@ def test_loss_falls_on_images_that_can_be_learnt():
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(steps):
-    train(max_timestep=999)
+    train(max_timestep=999, standardize=False)
     assert [len(x0) for x0, _, _ in steps.batches] == [8, 8, 4] * 4
     values = torch.cat([x0[:, 0, 0, 0] for x0, _, _ in steps.batches]).reshape(4, 20).double()
     expected = IMAGES[:, 0, 0] / 127.5 - 1
@@ -253,6 +254,7 @@ def test_record_tells_settings_losses_and_cost(steps):
         "layers_per_block": 2,
         "patch_size": 1,
         "max_timestep": 400,
+        "standardize": True,
         "ema_decay": 0.5,
         "precision": "fp32",
         "dtype": "float32",
@@ -426,7 +428,7 @@ def test_default_architecture_follows_the_size_of_the_images(shape, patch_size, 
 )
 def test_odd_sizes_are_padded_trained_on_and_saved(shape, settings, input_shape, steps, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
-    backbone = train(images, tmp_path, epochs=1, **settings)
+    backbone = train(images, tmp_path, epochs=1, standardize=False, **settings)
     assert backbone.input_shape == input_shape
     ((x0, _, _),) = steps.batches
     assert x0.shape == (8, *input_shape)
@@ -436,6 +438,58 @@ def test_odd_sizes_are_padded_trained_on_and_saved(shape, settings, input_shape,
     padded = np.pad(images / 127.5 - 1, widths, mode="edge")
     assert_allclose(np.sort(unfolded[:, 0].flatten()), np.sort(padded, axis=None), atol=1e-6)
     assert result(load_backbone(tmp_path)) == result(backbone)
+
+
+def photographs(n=12):
+    """Colour images, each of which is also there darker and of less contrast."""
+    images = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3))
+    return images.astype(np.uint8), np.round(10 + 0.6 * images).astype(np.uint8)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "transformer"])
+def test_light_makes_no_difference_to_a_standardized_backbone(architecture, tmp_path):
+    bright, dark = (as_image_source(images).read(slice(None)) for images in photographs())
+    given = {"architecture": architecture, "channels": (8,), "epochs": 1, "patch_size": 2}
+    trained = train(photographs()[0], tmp_path, **given)
+    for backbone in (trained, load_backbone(tmp_path), pickle.loads(pickle.dumps(trained))):
+        assert backbone.standardize
+        seen = [backbone.prepare(torch.from_numpy(images)) for images in (bright, dark)]
+        assert_allclose(seen[0], seen[1], atol=0.08)  # up to what 1/16 more of contrast, and rounding, make
+    mean, std = bright.mean(axis=(1, 2, 3), keepdims=True), bright.std(axis=(1, 2, 3), keepdims=True)
+    expected = np.clip(0.4 * (bright - mean) / (std + 1 / 16), -1, 1)
+    pixels = trained.decode(trained.prepare(torch.from_numpy(bright)))
+    assert_allclose(pixels, expected, atol=1e-5)
+    other = train(photographs()[0], standardize=False, **given)
+    assert not other.standardize
+    assert other.fingerprint() != trained.fingerprint()
+    assert_allclose(other.decode(other.prepare(torch.from_numpy(bright))), bright, atol=1e-6)
+
+
+def test_training_sees_standardized_images(steps):
+    backbone = train(photographs()[0], epochs=1, batch_size=12)
+    ((x0, _, _),) = steps.batches
+    assert_allclose(x0.std(dim=(1, 2, 3), correction=0), 0.4 * np.ones(12), atol=0.06)
+    assert_allclose(x0.mean(dim=(1, 2, 3)), np.zeros(12), atol=0.02)
+    assert backbone.recipe["settings"]["standardize"] is True
+
+
+def test_folder_of_before_images_were_standardized_has_none_that_are(tmp_path):
+    before = train(folder=tmp_path, standardize=False)
+    record = json.loads((tmp_path / "skdiec.json").read_text())
+    for recorded in (record["settings"], record["request"]["settings"]):
+        del recorded["standardize"]
+    (tmp_path / "skdiec.json").write_text(json.dumps(record))
+    found = load_backbone(tmp_path)
+    assert (found.standardize, found.fingerprint()) == (False, before.fingerprint())
+    assert train(folder=tmp_path, standardize=False).fingerprint() == before.fingerprint()
+    with pytest.raises(ValueError, match=r"with other settings \(standardize\)"):
+        train(folder=tmp_path)
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_standardize_is_yes_or_no(value):
+    with pytest.raises(ValueError, match=f"standardize must be a bool; got {re.escape(repr(value))}"):
+        train(standardize=value)
 
 
 @pytest.mark.parametrize("channels", [(32,), (8, 8), (8, 8, 8)])
@@ -893,7 +947,7 @@ def test_every_parameter_has_a_test_of_its_wiring():
     tested = {
         *("X", "folder", "image_shape", "channel_axis", "value_range", "epochs", "batch_size", "learning_rate"),
         *("channels", "layers_per_block", "patch_size", "ema_decay", "precision", "device", "checkpoint_seconds"),
-        *("max_timestep", "dtype", "max_minutes"),
+        *("max_timestep", "dtype", "max_minutes", "standardize"),
         "architecture",  # in tests/test_pixel_transformer.py
         *("random_state", "verbose", "report"),
     }

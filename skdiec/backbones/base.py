@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skdiec.activations import as_map, block_names
-from skdiec.backbones.adapting import CHANNEL_CHANGES, adapt_channels, as_range, cover
+from skdiec.backbones.adapting import CHANNEL_CHANGES, adapt_channels, as_range, cover, standardized
 from skdiec.backbones.devices import computes_in_dtype
 from skdiec.backbones.folders import as_folder
 from skdiec.backbones.hashing import fingerprint
@@ -90,6 +90,9 @@ class Backbone(abc.ABC):
     value_range: tuple[float, float] = (-1.0, 1.0)
     """``(black, white)`` in what `prepare` returns."""
 
+    standardize: bool = False
+    """Whether `prepare` gives each image the same brightness and contrast, as the network was trained."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -162,7 +165,8 @@ class Backbone(abc.ABC):
         """Adapt images to those that the network was trained on.
 
         Channels are repeated (1 to 3), weighted (3 to 1, ITU-R BT.601) or dropped (the fourth). Another size is scaled
-        to cover the target, then cropped at the centre.
+        to cover the target, then cropped at the centre. Brightness and contrast are made the same where the network was
+        trained so (`standardize`).
 
         Parameters
         ----------
@@ -175,7 +179,8 @@ class Backbone(abc.ABC):
             On the same device, of the same type.
         """
         channels, height, width = self.image_shape
-        return as_range(cover(adapt_channels(images, channels), height, width), *self.value_range)
+        images = cover(adapt_channels(images, channels), height, width)
+        return as_range(standardized(images) if self.standardize else images, *self.value_range)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Turn prepared images into what is noised: themselves, or latents.
@@ -233,7 +238,7 @@ class Backbone(abc.ABC):
 
     def settings(self) -> list[Any]:
         """Return what else features depend on, as JSON can hold it."""
-        return [self.image_shape]
+        return [self.image_shape, *(["standardize"] if self.standardize else [])]
 
     # What they have in common
 

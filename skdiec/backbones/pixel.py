@@ -105,6 +105,7 @@ class PixelBackbone(Backbone):
                 f"{_CONFIGURATION}: num_train_timesteps must be above the last timestep, {last}; got "
                 f"{config['num_train_timesteps']}"
             )
+        self.standardize = is_standardized(fields)
         self.null_class = _check_class(config, fields)
         if self.null_class is None and config["num_class_embeds"] is not None:
             # In place of labels, which there are none of.
@@ -281,6 +282,29 @@ def last_timestep(recipe: Fields, last: int) -> int:
         return last
     settings = {"max_timestep": last, **recipe.mapping("settings")}
     return Fields(settings, recipe.where).integer("max_timestep", 0, last)
+
+
+def is_standardized(recipe: Fields) -> bool:
+    """Return whether a network was trained on images of the same brightness and contrast.
+
+    Parameters
+    ----------
+    recipe : Fields
+        As `pretrain` records it.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    ValueError
+        Where it is said otherwise than by true or false.
+    """
+    if "settings" not in recipe.values:
+        return False
+    settings = {"standardize": False, **recipe.mapping("settings")}
+    return bool(Fields(settings, recipe.where).choice("standardize", (False, True)))
 
 
 def _check_class(config: Mapping[str, Any], fields: Fields) -> int | None:

@@ -17,7 +17,7 @@ from skdiec.backbones.folders import as_folder
 from skdiec.backbones.models import config_of
 from skdiec.backbones.networks import MAX_SIDE
 from skdiec.backbones.parts import Parts
-from skdiec.backbones.pixel import last_timestep
+from skdiec.backbones.pixel import is_standardized, last_timestep
 from skdiec.backbones.repository import Index
 from skdiec.backbones.transformer import TokenMaps
 from skdiec.backbones.writing import rounded, write
@@ -111,6 +111,7 @@ class PixelTransformerBackbone(TokenMaps):
         super().__init__(network, scheduler, image_shape=image_shape, input_shape=(channels, height, width))
         self.recipe = {name: value for name, value in fields.values.items() if name != "image_shape"}
         last_timestep(fields, self.num_train_timesteps - 1)
+        self.standardize = is_standardized(fields)
         self._set_parts({self.network_part: network})
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:

@@ -75,6 +75,8 @@ class Pretraining(BaseEstimator):
         Side of the squares of pixels folded into channels, or made tokens; see `skdiec.pretrain` for None.
     max_timestep : int, default=400
         Highest timestep trained on. To sample new images from noise, the network needs all: 999.
+    standardize : bool, default=True
+        Whether the network sees all images at the same brightness and contrast; see `skdiec.pretrain`.
     ema_decay : float, default=0.999
         Decay of the weights' moving average.
     precision : {"auto", "fp32", "bf16"}, default="auto"
@@ -111,6 +113,7 @@ class Pretraining(BaseEstimator):
         layers_per_block: int | None = None,
         patch_size: int | None = None,
         max_timestep: int = 400,
+        standardize: bool = True,
         ema_decay: float = 0.999,
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         dtype: Literal["float32", "bfloat16"] = "float32",
@@ -127,6 +130,7 @@ class Pretraining(BaseEstimator):
         self.layers_per_block = layers_per_block
         self.patch_size = patch_size
         self.max_timestep = max_timestep
+        self.standardize = standardize
         self.ema_decay = ema_decay
         self.precision = precision
         self.dtype = dtype
@@ -150,6 +154,7 @@ def pretrain(
     layers_per_block: int | None = None,
     patch_size: int | None = None,
     max_timestep: int = 400,
+    standardize: bool = True,
     ema_decay: float = 0.999,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -208,6 +213,10 @@ def pretrain(
     max_timestep : int, default=400
         Highest timestep trained on. Clustering needs the lower ones, and learns them faster without the
         others (on USPS about twice as fast). To sample new images from noise, the network needs all: 999.
+    standardize : bool, default=True
+        Whether the network sees all images at the same brightness and contrast: ``0.4 (x - mean) / (std + 1/16)``, of
+        all pixels and channels of an image in [-1, 1]. Clusters then follow shapes rather than light. It is part of the
+        backbone: all that uses it does the same, and images that it draws look so. The paper has no such step.
     ema_decay : float, default=0.999
         Decay of the weights' moving average, reached by diffusers' warm-up.
     precision : {"auto", "fp32", "bf16"}, default="auto"
@@ -274,6 +283,7 @@ def pretrain(
         layers_per_block=layers_per_block,
         patch_size=patch_size,
         max_timestep=max_timestep,
+        standardize=standardize,
         ema_decay=ema_decay,
         precision=precision,
         dtype=dtype,
@@ -306,8 +316,8 @@ def _pretrain(
     # A finished backbone is read without a lock, which a read-only folder does not give.
     with nullcontext() if is_finished(folder) else locked(folder):
         found = read_request(folder)
-        if found is not None:  # before there were transformers, nothing was said of the architecture
-            found = {**found, "settings": {"architecture": "unet", **found["settings"]}}
+        if found is not None:  # earlier ones were all of one kind, and do not say so
+            found = {**found, "settings": {"architecture": "unet", "standardize": False, **found["settings"]}}
         any_precision = isinstance(precision, str) and precision == "auto"
         settings = _as_found(settings, found, any_precision=any_precision, any_seed=random_state is None)
         request = json_of({"settings": asdict(settings), "data": source.fingerprint()})

@@ -59,6 +59,7 @@ class Settings:
     layers_per_block: int
     patch_size: int
     max_timestep: int
+    standardize: bool
     ema_decay: float
     precision: str
     dtype: Literal["float32", "bfloat16"]
@@ -77,6 +78,7 @@ def resolve_settings(
     layers_per_block: int | None,
     patch_size: int | None,
     max_timestep: int,
+    standardize: bool,
     ema_decay: float,
     precision: str,
     dtype: str,
@@ -91,7 +93,7 @@ def resolve_settings(
         Only its shape and length are used.
     epochs, max_minutes, batch_size, learning_rate, architecture, channels, layers_per_block, patch_size
         As in `pretrain`.
-    max_timestep, ema_decay, precision, dtype, device, random_state
+    max_timestep, standardize, ema_decay, precision, dtype, device, random_state
         As in `pretrain`.
 
     Returns
@@ -146,6 +148,7 @@ def resolve_settings(
         layers_per_block=_count(layers_per_block, "layers_per_block", _MAX_LAYERS_PER_BLOCK),
         patch_size=patch_size,
         max_timestep=_timestep(max_timestep),
+        standardize=_flag(standardize, "standardize"),
         ema_decay=as_real(ema_decay, "ema_decay", "in [0, 1)", lambda x: 0 <= x < 1),
         precision=_one_of(precision, "precision", "'auto', 'fp32' or 'bf16'", ("fp32", "bf16")),
         dtype=_one_of(dtype, "dtype", "'float32' or 'bfloat16'", ("float32", "bfloat16")),
@@ -281,6 +284,12 @@ def _channels(values: Any, architecture: str) -> tuple[int, ...]:
             f"got {shown(channels)}"
         )
     return channels
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be a bool; got {shown(value)}")
+    return bool(value)
 
 
 def _timestep(value: object) -> int:

@@ -24,7 +24,7 @@ arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 
 _SAME_NAMES = (
     *("image_shape", "value_range", "device", "backbone", "architecture"),
-    *("channels", "layers_per_block", "patch_size", "max_timestep", "dtype"),
+    *("channels", "layers_per_block", "patch_size", "max_timestep", "standardize", "dtype"),
 )
 _OPTIONS = {
     "max_minutes": "minutes",

@@ -55,6 +55,9 @@ def pretrain(
         int | None, Count(help="Side of the squares folded into channels, or made a transformer's tokens.")
     ] = None,
     max_timestep: Annotated[int | None, Count(help="Highest timestep trained on; 999 to sample too.")] = None,
+    standardize: Annotated[
+        bool, typer.Option(help="Whether the network sees all images at the same brightness and contrast.")
+    ] = True,
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, or bfloat16 at half the size.")] = (
         "float32"
     ),
@@ -73,6 +76,7 @@ def pretrain(
             "layers_per_block": layers_per_block,
             "patch_size": patch_size,
             "max_timestep": max_timestep,
+            "standardize": standardize,
             "dtype": dtype,
         }
         from skdiec.cli.reading import find_files
