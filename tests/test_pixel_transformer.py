@@ -257,7 +257,7 @@ def test_resumed_training_equals_an_uninterrupted_one(stop, tmp_path):
 
 def test_finished_folder_is_loaded_by_us_and_by_diffusers(tmp_path, caplog):
     X = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
-    backbone = train(X, tmp_path, standardize=False)
+    backbone = train(X, tmp_path)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.name != ".lock")
     assert files == [
         "model_index.json",
@@ -267,7 +267,7 @@ def test_finished_folder_is_loaded_by_us_and_by_diffusers(tmp_path, caplog):
         "transformer/diffusion_pytorch_model.safetensors",
     ]
     with caplog.at_level(logging.INFO, "skdiec"):
-        assert train(X, tmp_path, standardize=False).fingerprint() == backbone.fingerprint()
+        assert train(X, tmp_path).fingerprint() == backbone.fingerprint()
     assert "loading the backbone that was trained before" in caplog.text
     for path in (tmp_path, tmp_path / "transformer"):
         assert result(load_backbone(path)) == result(backbone)

@@ -465,6 +465,16 @@ def test_light_makes_no_difference_to_a_standardized_backbone(architecture, tmp_
     assert_allclose(other.decode(other.prepare(torch.from_numpy(bright))), bright, atol=1e-6)
 
 
+def test_pipeline_that_diffusers_has_read_is_used_as_its_folder_says(tmp_path):
+    trained = train(photographs()[0], tmp_path, channels=(8, 8), epochs=1, patch_size=2)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    found = load_backbone(pipeline)
+    assert (found.standardize, found.patch_size, found.image_shape) == (True, 2, (3, 8, 8))
+    assert found.fingerprint() == trained.fingerprint()
+    (tmp_path / "skdiec.json").rename(tmp_path / "elsewhere.json")
+    assert not load_backbone(pipeline).standardize
+
+
 def test_training_sees_standardized_images(steps):
     backbone = train(photographs()[0], epochs=1, batch_size=12)
     ((x0, _, _),) = steps.batches

@@ -17,7 +17,7 @@ from skdiec.backbones.families import class_name, find_family, network_parts
 from skdiec.backbones.importing import ONE_AT_A_TIME
 from skdiec.backbones.models import PICKLE_SUFFIXES, copied_model, pickle_message, read_weights
 from skdiec.backbones.networks import check_network_config, outline_network
-from skdiec.backbones.pipelines import SCHEDULER_FILE, read_pipeline, wrap_pipeline
+from skdiec.backbones.pipelines import SCHEDULER_FILE, read_pipeline, record_beside, wrap_pipeline
 from skdiec.backbones.pixel import PixelBackbone, check_time_embedding
 from skdiec.backbones.repository import INDEX_FILE, Index, Repository
 from skdiec.backbones.schedules import scheduler_of, training_scheduler
@@ -227,15 +227,19 @@ def _load_pixels(
         scheduler = _default_scheduler(config, f"backbone {folder}", has_recipe=recipe_file is not None)
     check_time_embedding(config, scheduler, f"backbone file {config_file}")
     network, files = outline_network(repository.weights(part, variant), variant)
-    options = {name: recipe.pop(name) for name in ("image_shape", "patch_size", "null_class") if name in recipe}
-    if asked["null_class"] is not None:
-        options["null_class"] = asked["null_class"]
+    options = _options_of(recipe, asked)
     try:
         backbone = PixelBackbone(network, scheduler, **options, recipe=recipe)
     except ValueError as error:
         raise ValueError(f"backbone {recipe_file or folder} does not fit its network: {error}") from error
     read_weights(network, files)
     return backbone
+
+
+def _options_of(recipe: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Take out of a record what a `PixelBackbone` is given by name."""
+    options = {name: recipe.pop(name) for name in ("image_shape", "patch_size", "null_class") if name in recipe}
+    return options if asked["null_class"] is None else {**options, "null_class": asked["null_class"]}
 
 
 def _default_scheduler(config: Mapping[str, Any], where: str, *, has_recipe: bool = False) -> DDPMScheduler:
@@ -299,7 +303,9 @@ def _wrap_pixels(network: Any, scheduler: Any, asked: Mapping[str, Any]) -> Back
         scheduler = scheduler_of(scheduler, "the backbone's scheduler")
     # Rebuilt from its configuration rather than deep-copied: hooks and modes of the caller's model stay behind.
     copied = copied_model(network, "the backbone", torch.float32)
-    return PixelBackbone(copied, scheduler, null_class=asked["null_class"])
+    recipe = record_beside(network)
+    options = _options_of(recipe, asked)
+    return PixelBackbone(copied, scheduler, **options, recipe=recipe)
 
 
 def _components(pipeline: Any) -> Mapping[str, Any]:

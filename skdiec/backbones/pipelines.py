@@ -14,7 +14,7 @@ from skdiec.backbones.base import Backbone
 from skdiec.backbones.config_files import exists, opened_tensors, read_json
 from skdiec.backbones.families import network_class
 from skdiec.backbones.importing import ONE_AT_A_TIME
-from skdiec.backbones.models import check_model_config, copied_model, read_model
+from skdiec.backbones.models import check_model_config, config_of, copied_model, read_model
 from skdiec.backbones.parts import Parts
 from skdiec.backbones.repository import Index, Repository
 from skdiec.backbones.schedules import scheduler_of, training_scheduler
@@ -106,15 +106,37 @@ def wrap_pipeline(
     """
     autoencoder = _autoencoder_part(index)
     has_text = bool(family.text_parts) and all(components.get(part) is not None for part in family.text_parts)
+    network = components[family.network_part]
     parts = Parts(
-        copied_model(components[family.network_part], "backbone"),
+        copied_model(network, "backbone"),
         scheduler_of(components.get("scheduler"), "the backbone's scheduler"),
         None if autoencoder is None else copied_model(components[autoencoder[0]], "backbone", torch.float32),
         options=index.options,
+        record=record_beside(network) if autoencoder is None else {},
         prompt=(lambda: pipeline) if has_text and hasattr(pipeline, "encode_prompt") else None,
         **asked,
     )
     return _from_parts(family, parts, index.where)
+
+
+def record_beside(network: Any) -> dict[str, Any]:
+    """Return what the folder that diffusers has read a network from says of how images enter it.
+
+    Parameters
+    ----------
+    network : diffusers.ModelMixin
+
+    Returns
+    -------
+    dict
+        Nothing where there is no such folder any more, or it was not written by this library.
+    """
+    name = config_of(network).get("_name_or_path")
+    if not isinstance(name, str) or not name:
+        return {}
+    folder = Path(name)
+    record = next((file for place in (folder, folder.parent) if exists(file := place / RECIPE_FILE)), None)
+    return {} if record is None else read_json(record)
 
 
 def _from_parts(family: type[Backbone], parts: Parts, where: str) -> Backbone:
