@@ -238,7 +238,8 @@ def _load_pixels(
 
 def _options_of(recipe: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """Take out of a record what a `PixelBackbone` is given by name."""
-    options = {name: recipe.pop(name) for name in ("image_shape", "patch_size", "null_class") if name in recipe}
+    names = ("image_shape", "patch_size", "null_class")
+    options: dict[str, Any] = {name: recipe.pop(name) for name in names if name in recipe}
     return options if asked["null_class"] is None else {**options, "null_class": asked["null_class"]}
 
 
