@@ -1,6 +1,6 @@
 """Compare what n_clusters="auto" says with the true number of classes, and with what other methods say.
 
-The sets are those of `robustness.py`, and draws of some of their classes. The others see the same features, those of
+The sets are those of `robustness.py`, and with --draws also draws of some of their classes. The others see the same features, those of
 the representation that the fit has chosen. They are HDBSCAN (scikit-learn's, with a min_cluster_size of a 200th of the
 images, at least 5), the highest silhouette of k-means, and the eigengap, both over the same candidates. Labels serve
 for the true number alone.
@@ -141,11 +141,12 @@ def main() -> None:
     add_run_options(parser, CASES)
     parser.add_argument("--fonts", type=Path, help="folder of fonts, for the glyphs")
     parser.add_argument("--work", type=Path, required=True, help="folder of backbones, as that of robustness.py")
+    parser.add_argument("--draws", action="store_true", help="also draw some of the classes")
     options = parser.parse_args()
     values = ("images", "true", "auto", *OTHERS, "cut_over_noise", "cost", "machine")
     results = Results("cluster_number", ("case", "drawn", "seed"), values)
     for case in () if options.table else options.datasets:
-        for n_classes in (0, *DRAWS.get(case, ())):
+        for n_classes in (0, *(DRAWS.get(case, ()) if options.draws else ())):
             for seed in range(options.seeds):
                 key = {"case": case, "drawn": n_classes, "seed": seed}
                 if not results.find(**key):

@@ -254,7 +254,7 @@ def test_record_tells_settings_losses_and_cost(steps):
         "layers_per_block": 2,
         "patch_size": 1,
         "max_timestep": 400,
-        "standardize": True,
+        "standardize": False,
         "ema_decay": 0.5,
         "precision": "fp32",
         "dtype": "float32",
@@ -449,7 +449,7 @@ def photographs(n=12):
 @pytest.mark.parametrize("architecture", ["unet", "transformer"])
 def test_light_makes_no_difference_to_a_standardized_backbone(architecture, tmp_path):
     bright, dark = (as_image_source(images).read(slice(None)) for images in photographs())
-    given = {"architecture": architecture, "channels": (8,), "epochs": 1, "patch_size": 2}
+    given = {"architecture": architecture, "channels": (8,), "epochs": 1, "patch_size": 2, "standardize": True}
     trained = train(photographs()[0], tmp_path, **given)
     for backbone in (trained, load_backbone(tmp_path), pickle.loads(pickle.dumps(trained))):
         assert backbone.standardize
@@ -459,14 +459,14 @@ def test_light_makes_no_difference_to_a_standardized_backbone(architecture, tmp_
     expected = np.clip(0.4 * (bright - mean) / (std + 1 / 16), -1, 1)
     pixels = trained.decode(trained.prepare(torch.from_numpy(bright)))
     assert_allclose(pixels, expected, atol=1e-5)
-    other = train(photographs()[0], standardize=False, **given)
+    other = train(photographs()[0], **{**given, "standardize": False})
     assert not other.standardize
     assert other.fingerprint() != trained.fingerprint()
     assert_allclose(other.decode(other.prepare(torch.from_numpy(bright))), bright, atol=1e-6)
 
 
 def test_pipeline_that_diffusers_has_read_is_used_as_its_folder_says(tmp_path):
-    trained = train(photographs()[0], tmp_path, channels=(8, 8), epochs=1, patch_size=2)
+    trained = train(photographs()[0], tmp_path, channels=(8, 8), epochs=1, patch_size=2, standardize=True)
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     found = load_backbone(pipeline)
     assert (found.standardize, found.patch_size, found.image_shape) == (True, 2, (3, 8, 8))
@@ -476,7 +476,7 @@ def test_pipeline_that_diffusers_has_read_is_used_as_its_folder_says(tmp_path):
 
 
 def test_training_sees_standardized_images(steps):
-    backbone = train(photographs()[0], epochs=1, batch_size=12)
+    backbone = train(photographs()[0], epochs=1, batch_size=12, standardize=True)
     ((x0, _, _),) = steps.batches
     assert_allclose(x0.std(dim=(1, 2, 3), correction=0), 0.4 * np.ones(12), atol=0.06)
     assert_allclose(x0.mean(dim=(1, 2, 3)), np.zeros(12), atol=0.02)
@@ -493,12 +493,19 @@ def test_folder_of_before_images_were_standardized_has_none_that_are(tmp_path):
     assert (found.standardize, found.fingerprint()) == (False, before.fingerprint())
     assert train(folder=tmp_path, standardize=False).fingerprint() == before.fingerprint()
     with pytest.raises(ValueError, match=r"with other settings \(standardize\)"):
-        train(folder=tmp_path)
+        train(folder=tmp_path, standardize=True)
 
 
-@pytest.mark.parametrize("value", [1, None, "yes"])
+@pytest.mark.parametrize(("shape", "is_standardized"), [((16, 16), True), ((20, 15), False), ((3, 4), False)])
+def test_small_images_are_not_standardized_by_default(shape, is_standardized):
+    source = as_image_source(np.zeros((2, *shape), dtype=np.uint8))
+    assert untrained(source).standardize == is_standardized
+    assert untrained(source, standardize=np.bool_(not is_standardized)).standardize != is_standardized
+
+
+@pytest.mark.parametrize("value", [1, "yes", [True]])
 def test_standardize_is_yes_or_no(value):
-    with pytest.raises(ValueError, match=f"standardize must be a bool; got {re.escape(repr(value))}"):
+    with pytest.raises(ValueError, match=f"standardize must be a bool, or None; got {re.escape(repr(value))}"):
         train(standardize=value)
 
 

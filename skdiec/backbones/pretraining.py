@@ -75,8 +75,8 @@ class Pretraining(BaseEstimator):
         Side of the squares of pixels folded into channels, or made tokens; see `skdiec.pretrain` for None.
     max_timestep : int, default=400
         Highest timestep trained on. To sample new images from noise, the network needs all: 999.
-    standardize : bool, default=True
-        Whether the network sees all images at the same brightness and contrast; see `skdiec.pretrain`.
+    standardize : bool, default=None
+        Whether the network sees all images at the same brightness and contrast; see `skdiec.pretrain` for None.
     ema_decay : float, default=0.999
         Decay of the weights' moving average.
     precision : {"auto", "fp32", "bf16"}, default="auto"
@@ -113,7 +113,7 @@ class Pretraining(BaseEstimator):
         layers_per_block: int | None = None,
         patch_size: int | None = None,
         max_timestep: int = 400,
-        standardize: bool = True,
+        standardize: bool | None = None,
         ema_decay: float = 0.999,
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         dtype: Literal["float32", "bfloat16"] = "float32",
@@ -154,7 +154,7 @@ def pretrain(
     layers_per_block: int | None = None,
     patch_size: int | None = None,
     max_timestep: int = 400,
-    standardize: bool = True,
+    standardize: bool | None = None,
     ema_decay: float = 0.999,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -213,10 +213,11 @@ def pretrain(
     max_timestep : int, default=400
         Highest timestep trained on. Clustering needs the lower ones, and learns them faster without the
         others (on USPS about twice as fast). To sample new images from noise, the network needs all: 999.
-    standardize : bool, default=True
+    standardize : bool, default=None
         Whether the network sees all images at the same brightness and contrast: ``0.4 (x - mean) / (std + 1/16)``, of
         all pixels and channels of an image in [-1, 1]. Clusters then follow shapes rather than light. It is part of the
-        backbone: all that uses it does the same, and images that it draws look so. The paper has no such step.
+        backbone: all that uses it does the same, and images that it draws look so. The paper has no such step. None
+        does so for images of at least 16 pixels a side: of smaller ones, brightness is much of what they show.
     ema_decay : float, default=0.999
         Decay of the weights' moving average, reached by diffusers' warm-up.
     precision : {"auto", "fp32", "bf16"}, default="auto"

@@ -29,6 +29,9 @@ NUM_TRAIN_TIMESTEPS = 1000
 _SHOWN = 80_000
 """Images that a training shows the network by default, each of them as often as need be."""
 
+_STANDARDIZED_FROM_SIDE = 16
+"""Sides from which images are standardized by default: of smaller ones, brightness is much of what they show."""
+
 _LEAST_EPOCHS = 8
 """Passes over many images, at least."""
 
@@ -78,7 +81,7 @@ def resolve_settings(
     layers_per_block: int | None,
     patch_size: int | None,
     max_timestep: int,
-    standardize: bool,
+    standardize: bool | None,
     ema_decay: float,
     precision: str,
     dtype: str,
@@ -129,6 +132,8 @@ def resolve_settings(
             channels = (32, 64) if patch_size == 1 else (64, 128)
         else:
             channels = (32,)
+    if standardize is None:
+        standardize = min(height, width) >= _STANDARDIZED_FROM_SIDE
     batch_size = _count(batch_size, "batch_size")
     steps_per_epoch = math.ceil(len(source) / batch_size)
     if epochs is None:
@@ -288,7 +293,7 @@ def _channels(values: Any, architecture: str) -> tuple[int, ...]:
 
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be a bool; got {shown(value)}")
+        raise ValueError(f"{name} must be a bool, or None; got {shown(value)}")
     return bool(value)
 
 

@@ -56,8 +56,13 @@ def pretrain(
     ] = None,
     max_timestep: Annotated[int | None, Count(help="Highest timestep trained on; 999 to sample too.")] = None,
     standardize: Annotated[
-        bool, typer.Option(help="Whether the network sees all images at the same brightness and contrast.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--standardize/--no-standardize",
+            help="Whether the network sees all images at the same brightness and contrast: by default from 16 pixels a "
+            "side.",
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, or bfloat16 at half the size.")] = (
         "float32"
     ),

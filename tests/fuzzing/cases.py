@@ -216,7 +216,7 @@ OWN_OF_PRETRAIN = {
     "layers_per_block": _words("1 2 None np.int64(1) 10**9"),
     "patch_size": _words("1 2 3 8 9 None np.int64(2)"),
     "max_timestep": _words("0 1 400 999 1000 -1 np.int64(400)"),
-    "standardize": _words("True False np.True_ 1 None 'True'"),
+    "standardize": _words("True False None np.True_ 1 'True'"),
     "ema_decay": _words("0 0.5 0.999 1 1.5 -1 np.float32(0.5)"),
     "precision": _words("'fp32' 'auto' 'bf16' 'fp16'"),
     "dtype": _words("'float32' 'bfloat16' 'float64' np.float32 torch.float32"),
