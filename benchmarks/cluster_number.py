@@ -1,9 +1,9 @@
 """Compare what n_clusters="auto" says with the true number of classes, and with what other methods say.
 
-The sets are those of `robustness.py`, and with --draws also draws of some of their classes. The others see the same features, those of
-the representation that the fit has chosen. They are HDBSCAN (scikit-learn's, with a min_cluster_size of a 200th of the
-images, at least 5), the highest silhouette of k-means, and the eigengap, both over the same candidates. Labels serve
-for the true number alone.
+The sets are those of `robustness.py`, and with --draws also draws of some of their classes. The others see the same
+features, those of the representation that the fit has chosen. They are HDBSCAN (scikit-learn's, with a
+min_cluster_size of a 200th of the images, at least 5), the highest silhouette of k-means, and the eigengap, both over
+the same candidates. Labels serve for the true number alone.
 
     python benchmarks/cluster_number.py --data FOLDER --fonts /usr/share/fonts --work FOLDER
 """
