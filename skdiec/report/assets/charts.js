@@ -79,7 +79,8 @@ function showNumber() {
   if (counts.length < 2) return;
   $("number").replaceChildren(...Object.entries(scores).map(([name, found]) => {
     const values = counts.map((count, place) => [count, found[place]]), best = values[found.indexOf(Math.max(...found))];
-    const title = { score: "Score of both", silhouette: "Silhouette", modularity: "Modularity" }[name], shown = (value) => value.toPrecision(3);
+    const title = { score: "Score of both", silhouette: "Silhouette", modularity: "Modularity" }[name];
+    const shown = (value) => (value < 0.1 ? value.toFixed(3) : value.toPrecision(3));
     const note = `highest at ${best[0]}`, label = `${title} of ${counts[0]} to ${counts.at(-1)} clusters, highest at ${best[0]}; ${chosen} were chosen`;
     const { box, picture, at } = curve({
       title, note, label, values, ends: [[counts[0], counted(counts[0], "cluster", "clusters")], [counts.at(-1), String(counts.at(-1))]], mark: chosen, shown,
