@@ -131,8 +131,9 @@ def table(results: Results) -> list[str]:
     lines = markdown_table(header, [*body, ["within 20 %", "", "", *right, "", ""]])
     said = (
         'Bold: within 20 % of the number of classes. Time: of a fit with `n_clusters="auto"`, over that of one with '
-        "the number given, backbone given, one thread, on a machine that had other work. The backbones of digits, USPS, "
-        "MNIST and Fashion-MNIST are those of this repository. `cut_over_noise_` above 0.9 is warned of: there are no clusters."
+        "the number given, backbone given, one thread, on a machine that had other work. The backbones of digits, "
+        "USPS, MNIST and Fashion-MNIST are those of this repository. `cut_over_noise_` above 0.9 is warned of: there "
+        "are no clusters."
     )
     command = "Command: `python benchmarks/cluster_number.py --work FOLDER --fonts /usr/share/fonts`."
     return [*lines, "", said, "", *sources(results), command]
