@@ -496,9 +496,9 @@ def test_folder_of_before_images_were_standardized_has_none_that_are(tmp_path):
         train(folder=tmp_path, standardize=True)
 
 
-@pytest.mark.parametrize(("shape", "is_standardized"), [((16, 16), True), ((20, 15), False), ((3, 4), False)])
-def test_small_images_are_not_standardized_by_default(shape, is_standardized):
-    source = as_image_source(np.zeros((2, *shape), dtype=np.uint8))
+@pytest.mark.parametrize(("shape", "is_standardized"), [((3, 4, 4), True), ((1, 20, 15), False), ((4, 9, 9), True)])
+def test_images_in_colour_are_standardized_by_default(shape, is_standardized):
+    source = as_image_source(np.zeros((2, *shape), dtype=np.uint8), channel_axis=1)
     assert untrained(source).standardize == is_standardized
     assert untrained(source, standardize=np.bool_(not is_standardized)).standardize != is_standardized
 

@@ -217,7 +217,7 @@ def pretrain(
         Whether the network sees all images at the same brightness and contrast: ``0.4 (x - mean) / (std + 1/16)``, of
         all pixels and channels of an image in [-1, 1]. Clusters then follow shapes rather than light. It is part of the
         backbone: all that uses it does the same, and images that it draws look so. The paper has no such step. None
-        does so for images of at least 16 pixels a side: of smaller ones, brightness is much of what they show.
+        does so for images of three channels and more: how bright a grey one is can be what tells it from others.
     ema_decay : float, default=0.999
         Decay of the weights' moving average, reached by diffusers' warm-up.
     precision : {"auto", "fp32", "bf16"}, default="auto"

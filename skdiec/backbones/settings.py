@@ -29,8 +29,9 @@ NUM_TRAIN_TIMESTEPS = 1000
 _SHOWN = 80_000
 """Images that a training shows the network by default, each of them as often as need be."""
 
-_STANDARDIZED_FROM_SIDE = 16
-"""Sides from which images are standardized by default: of smaller ones, brightness is much of what they show."""
+_STANDARDIZED_FROM_CHANNELS = 3
+"""Channels from which images are standardized by default: photos in colour, whose light varies. The brightness of a
+grey image can be all the ink that it has, which says much of a digit."""
 
 _LEAST_EPOCHS = 8
 """Passes over many images, at least."""
@@ -133,7 +134,7 @@ def resolve_settings(
         else:
             channels = (32,)
     if standardize is None:
-        standardize = min(height, width) >= _STANDARDIZED_FROM_SIDE
+        standardize = source.shape[0] >= _STANDARDIZED_FROM_CHANNELS
     batch_size = _count(batch_size, "batch_size")
     steps_per_epoch = math.ceil(len(source) / batch_size)
     if epochs is None:

@@ -59,8 +59,7 @@ def pretrain(
         bool | None,
         typer.Option(
             "--standardize/--no-standardize",
-            help="Whether the network sees all images at the same brightness and contrast: by default from 16 pixels a "
-            "side.",
+            help="Whether the network sees all images at the same brightness and contrast: by default those in colour.",
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the saved weights: float32, or bfloat16 at half the size.")] = (
