@@ -48,7 +48,7 @@ STRONG_LINK = 0.045
 WEAKER_BY = 1.2
 """By which factor merges must lower the strongest link to be preferred."""
 
-STABLE = 0.9
+STABLE = 0.88
 """Mean adjusted Rand index among merges of several finer partitions, from which on they are trusted."""
 
 _NOISE_ROWS = 1500
