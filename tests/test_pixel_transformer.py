@@ -207,7 +207,7 @@ def test_untrained_transformer_estimates_nothing_and_its_blocks_are_identities()
 
 
 def test_images_are_filled_to_whole_patches_and_decoded_without():
-    backbone = untrained((1, 5, 7), channels=(8,), patch_size=4, standardize=False)
+    backbone = untrained((1, 5, 7), channels=(8,), patch_size=4)
     images = noise(2, 1, 5, 7)
     prepared = backbone.prepare(images)
     expected = np.pad(images.numpy(), ((0, 0), (0, 0), (1, 2), (0, 1)), mode="edge")

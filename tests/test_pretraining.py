@@ -151,7 +151,7 @@ def test_loss_falls_on_images_that_can_be_learnt():
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(steps):
-    train(max_timestep=999, standardize=False)
+    train(max_timestep=999)
     assert [len(x0) for x0, _, _ in steps.batches] == [8, 8, 4] * 4
     values = torch.cat([x0[:, 0, 0, 0] for x0, _, _ in steps.batches]).reshape(4, 20).double()
     expected = IMAGES[:, 0, 0] / 127.5 - 1
@@ -428,7 +428,7 @@ def test_default_architecture_follows_the_size_of_the_images(shape, patch_size, 
 )
 def test_odd_sizes_are_padded_trained_on_and_saved(shape, settings, input_shape, steps, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
-    backbone = train(images, tmp_path, epochs=1, standardize=False, **settings)
+    backbone = train(images, tmp_path, epochs=1, **settings)
     assert backbone.input_shape == input_shape
     ((x0, _, _),) = steps.batches
     assert x0.shape == (8, *input_shape)

@@ -278,10 +278,7 @@ def last_timestep(recipe: Fields, last: int) -> int:
     ValueError
         Where it is none of the schedule's.
     """
-    if "settings" not in recipe.values:
-        return last
-    settings = {"max_timestep": last, **recipe.mapping("settings")}
-    return Fields(settings, recipe.where).integer("max_timestep", 0, last)
+    return _settings(recipe, max_timestep=last).integer("max_timestep", 0, last)
 
 
 def is_standardized(recipe: Fields) -> bool:
@@ -301,10 +298,13 @@ def is_standardized(recipe: Fields) -> bool:
     ValueError
         Where it is said otherwise than by true or false.
     """
-    if "settings" not in recipe.values:
-        return False
-    settings = {"standardize": False, **recipe.mapping("settings")}
-    return bool(Fields(settings, recipe.where).choice("standardize", (False, True)))
+    return bool(_settings(recipe, standardize=False).choice("standardize", (False, True)))
+
+
+def _settings(recipe: Fields, **defaults: Any) -> Fields:
+    """Return the settings of a training, with defaults for what it does not say."""
+    found = recipe.mapping("settings") if "settings" in recipe.values else {}
+    return Fields({**defaults, **found}, recipe.where)
 
 
 def _check_class(config: Mapping[str, Any], fields: Fields) -> int | None:

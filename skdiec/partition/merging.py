@@ -142,18 +142,21 @@ def _without_small(
 ) -> NDArray[np.integer]:
     """Join clusters of fewer images than `least` with others, while more than some number are left."""
     sizes = np.bincount(codes).astype(float)
+    if sizes.min() >= least:
+        return codes
     weights = _between(graph, codes)
-    target = np.arange(len(sizes))
+    volume, target = weights.sum(axis=1), np.arange(len(sizes))
     for _ in range(max(0, len(sizes) - n_clusters)):
         small = int(sizes.argmin())
         if sizes[small] >= least:
             break
-        links = weights[small] / np.sqrt(np.maximum(weights.sum(axis=1), _TINY))
+        links = weights[small] / np.sqrt(np.maximum(volume, _TINY))
         links[[small, *np.flatnonzero(np.isinf(sizes))]] = -np.inf
         other = int(links.argmax())
         weights[other] += weights[small]
         weights[:, other] += weights[:, small]
         weights[small] = weights[:, small] = 0.0
+        volume[other] += volume[small]
         sizes[other] += sizes[small]
         sizes[small] = np.inf  # gone
         target[target == small] = other
