@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from skdiec.backbones.checkpoints import Position, read_checkpoint, write_checkpoint
 from skdiec.backbones.importing import ONE_AT_A_TIME
@@ -30,6 +31,7 @@ Report = Callable[[int, int, float], bool | None]
 """Told of the steps done, of those in all and of the last epoch's loss; returns True to end the training there."""
 
 _WARMUP_FRACTION = 0.05
+_EMA_WARMUP_POWER = 0.75  # as diffusers warms up its average: early weights are soon forgotten
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # as Adam calls them
 
 
@@ -44,9 +46,6 @@ class Trainer:
     """
 
     def __init__(self, source: ImageSource, settings: Settings, device: torch.device) -> None:
-        with ONE_AT_A_TIME:
-            from diffusers.training_utils import EMAModel
-
         self.source, self.settings, self.device = source, settings, device
         self.backbone = new_backbone(source.shape, settings).to(device)
         self.parameters = list(self.backbone.network.parameters())
@@ -55,11 +54,9 @@ class Trainer:
             lr=settings.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.0,
-            fused=device.type == "cuda",
+            fused=True,
         )
-        self.average = EMAModel(
-            self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
-        )
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.steps_per_epoch = math.ceil(len(source) / settings.batch_size)
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.step, self.loss_sum, self.seconds = 0, 0.0, 0.0
@@ -94,7 +91,8 @@ class Trainer:
             if folder is not None and request is not None and is_due:
                 self.save(folder, request)
                 saved = time.monotonic()
-        self.average.copy_to(self.parameters)
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.data.copy_(average)
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             raise self._diverged("weights became infinite")
         network.eval().requires_grad_(False)
@@ -134,7 +132,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(min(1.0, self._progress(self.step + 0.5)))
         self.optimizer.step()
-        self.average.step(self.parameters)
+        get_ema_multi_avg_fn(min(settings.ema_decay, 1 - (1 + self.step) ** -_EMA_WARMUP_POWER))(
+            self.averages, self.parameters, None
+        )
         loss = float(found)
         if not math.isfinite(loss):
             raise self._diverged(f"denoising loss became {loss}")
@@ -182,9 +182,9 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """Return the state of the training, under the names that checkpoints have; Adam's moments are 0 at first."""
         tensors = {}
-        for index, (parameter, shadow) in enumerate(zip(self.parameters, self.average.shadow_params, strict=True)):
+        for index, (parameter, average) in enumerate(zip(self.parameters, self.averages, strict=True)):
             tensors[f"weight.{index}"] = parameter.detach()
-            tensors[f"average.{index}"] = shadow
+            tensors[f"average.{index}"] = average
             for name in _MOMENTS:
                 tensors[f"{name}.{index}"] = self.optimizer.state[parameter].get(name, torch.zeros_like(parameter))
         return tensors
@@ -196,12 +196,11 @@ class Trainer:
         )
         self.step, self.losses = position.step, list(position.losses)
         self.loss_sum, self.seconds = position.loss_sum, position.seconds
-        self.average.optimization_step = self.step
         state = {}
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"weight.{index}"])
-                self.average.shadow_params[index].copy_(tensors[f"average.{index}"])
+                self.averages[index].copy_(tensors[f"average.{index}"])
                 moments = {name: tensors[f"{name}.{index}"] for name in _MOMENTS}
                 state[index] = {"step": torch.tensor(float(self.step)), **moments}
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
