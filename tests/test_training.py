@@ -644,6 +644,23 @@ def test_the_state_before_training_does_not_outdo_the_initial_partition_that_tra
         train(Scripted([even, uneven, uneven, emptied]), graph, np.array(even), 3, config)
 
 
+def test_training_that_loses_a_tiny_cluster_is_kept_where_it_has_learned_the_others():
+    # Nearest means mix up the two large clusters. Training tells them apart, and loses row 16. With an empty one the
+    # cut is higher, and yet these labels are nearer to the initial partition.
+    initial, learned = [0] * 8 + [1] * 8 + [2], [0] * 8 + [1] * 9
+    mixed = [0] * 6 + [1] * 8 + [0] * 2 + [2]
+    pairs = np.arange(17) // 2
+    graph = sparse.csr_array(3 * (pairs == pairs[:, None]) + 0.1 * (1 - np.eye(17)))
+    cuts = [balanced_cut(graph, labels, 3) for labels in (initial, mixed, learned)]
+    assert 1.1 * max(cuts[:2]) < cuts[2]
+    config = dataclasses.replace(SCRIPTED, max_epochs=2, warmup_epochs=9)
+    for script, best in [([mixed, learned, learned], 2), ([initial, learned, learned], 0)]:
+        embedder = Scripted(script)
+        with pytest.warns(UserWarning, match=f"1 clusters were emptied .* The state of epoch {best} is kept"):
+            result = train(embedder, graph, np.array(initial), 3, config)
+        assert result.best_epoch == best == embedder.module.epoch
+
+
 # What goes wrong
 
 

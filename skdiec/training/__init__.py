@@ -126,7 +126,7 @@ def train(
     Training ends after `max_epochs`, or when at most a share `tol` of the rows changed cluster in an epoch. The last
     state is kept whose assignment has a balanced cut (`skdiec.scores.balanced_cut`, with weight gamma) of at most 1.1
     times the lowest seen, so that of a collapse nothing stays. The state before training counts with the cut of the
-    initial partition where this is higher.
+    initial partition where this is higher, and no longer once an epoch agrees better with that partition.
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from skdiec.messages import warn
@@ -42,7 +43,9 @@ class Tracker:
     ) -> None:
         self._embedder, self._centers, self._graph = embedder, centers, graph
         self._n_clusters, self._balance = n_clusters, balance
-        self._initial_cut = self._cut(initial_labels)
+        self._initial_labels = initial_labels
+        self._first_cut = self._cut(initial_labels)  # of the state before training
+        self._first_agreement = 1.0
         self._rows: list[dict[str, float]] = []
         self._sizes: list[NDArray] = []
         self._lowest_cut = np.inf
@@ -55,8 +58,14 @@ class Tracker:
         changed = float(np.mean(labels != previous))
         # Before training, rows are with the nearest mean. Of classes of unlike size that can have a lower cut than the
         # initial partition, and be worse: it must not outdo the epochs that have learned this partition.
-        self._lowest_cut = min(self._lowest_cut, cut if self._rows else max(cut, self._initial_cut))
-        if cut <= (1 + CUT_TOLERANCE) * self._lowest_cut:
+        agreement = adjusted_rand_score(self._initial_labels, labels)
+        if not self._rows:
+            self._first_cut, self._first_agreement = max(cut, self._first_cut), agreement
+        else:
+            self._lowest_cut = min(self._lowest_cut, cut)
+            if agreement > self._first_agreement:
+                self._first_cut = np.inf
+        if cut <= (1 + CUT_TOLERANCE) * min(self._first_cut, self._lowest_cut):
             self.best_epoch = len(self._rows)
             self._state = copy.deepcopy(self._embedder.module.state_dict()), self._centers.detach().clone()
         self._sizes.append(sizes)
