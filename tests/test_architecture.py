@@ -82,7 +82,7 @@ LIBRARIES = {
     "seeding": {"torch"},
     "skdiec": set(),
     "state": {"numpy", "torch"},
-    "training": {"numpy", "scipy.sparse", "torch"},
+    "training": {"numpy", "scipy.sparse", "sklearn", "torch"},
 }
 """What each room may import besides the standard library and skdiec, anywhere in it."""
 
