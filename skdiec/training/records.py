@@ -57,7 +57,8 @@ class Tracker:
         cut = self._cut(labels)
         changed = float(np.mean(labels != previous))
         # Before training, rows are with the nearest mean. Of classes of unlike size that can have a lower cut than the
-        # initial partition, and be worse: it must not outdo the epochs that have learned this partition.
+        # initial partition, and be worse: it must not outdo the epochs that have learned this partition, be it without
+        # a tiny cluster, whose loss raises the cut.
         agreement = adjusted_rand_score(self._initial_labels, labels)
         if not self._rows:
             self._first_cut, self._first_agreement = max(cut, self._first_cut), agreement
