@@ -87,6 +87,11 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
         graph = knn_graph(reduced, 10)
         return reduced, graph, best_partition(reduced, graph, 10, cut, n_init=3, seed=seed).labels
 
+    def cut_over_noise(reduced: np.ndarray, graph: object, labels: np.ndarray) -> float:
+        noise = np.random.default_rng(seed).standard_normal(reduced.shape, dtype=np.float32) * reduced.std(axis=0)
+        of_noise = kmeans_labels(noise[:, :width], 10, seed=seed)
+        return normalized_cut(graph, labels) / normalized_cut(knn_graph(noise, 10), of_noise)
+
     found, graphs, partitions = [], [], []
     for timestep in TIMESTEPS:
         cells = [Cell(layer, timestep, p) for layer, p in pairs]
@@ -107,6 +112,7 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
                     "acc": clustering_accuracy(y, labels),
                     "kmeans_acc": clustering_accuracy(y, means),
                     "scott": scott_score(aligned, means),
+                    "over_noise": -cut_over_noise(reduced, graph, labels),
                     "relative_cut": -relative_cut(graph, labels, 10, balance=1.0),
                     "normalized_cut": -normalized_cut(graph, labels),
                     "modularity": modularity(graph, labels),
@@ -119,8 +125,8 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
                     "seconds": time.perf_counter() - started,
                 }
             )
-    scott = np.array([row["scott"] for row in found])
-    trusted = np.argsort(-scott, kind="stable")[: max(MIN_TRUSTED, round(TRUSTED_SHARE * len(found)))]
+    apart = np.array([row["over_noise"] for row in found])
+    trusted = np.argsort(-apart, kind="stable")[: max(MIN_TRUSTED, round(TRUSTED_SHARE * len(found)))]
     consensus = sum(graphs[index] for index in trusted)
     for row, labels in zip(found, partitions, strict=True):
         row["consensus"] = modularity(consensus, labels)

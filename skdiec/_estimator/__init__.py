@@ -102,7 +102,7 @@ class DiffusionEmbeddedClustering(
         partition that is found on its neighbourhood graph.
 
         - ``"consensus"``: the partition's modularity on the graphs of the tenth of the representations, at least
-          four, with the highest Scott scores, taken together.
+          four, whose clusters lie apart most beside those of noise of the same variances, taken together.
         - ``"normalized_cut"``: its normalised cut on its own graph.
         - ``"relative_cut"``: that cut, relative to what further clusters would cost (`skdiec.scores.relative_cut`).
         - ``"scott"``: the paper's score, which keeps rising with noise. `scott_scores_` is there whatever chooses.

@@ -72,8 +72,9 @@ def search_cells(
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
     are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the
-    neighbourhood graphs of the tenth of the cells, at least four, with the highest Scott scores. Its value is the
-    modularity there (`skdiec.scores.modularity`). This departs from the paper, which chooses by the Scott score alone.
+    neighbourhood graphs of the tenth of the cells, at least four, whose normalised cut is lowest beside that of noise
+    (k-means clusters of Gaussian noise with the same variances). Its value is the modularity there
+    (`skdiec.scores.modularity`). This departs from the paper, which chooses by the Scott score alone.
 
     Parameters
     ----------
