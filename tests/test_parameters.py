@@ -165,7 +165,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("parameters", "message"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("parameters", "message"), REFUSED, ids=lambda value: value[:40] if isinstance(value, str) else ", ".join(value)
+)
 def test_values_that_cannot_be_are_told_of_before_anything_begins(
     parameters, message, make_model, images, nothing_begins
 ):
