@@ -38,7 +38,9 @@ TIMESTEPS = (10, 25, 50, 75, 100, 150, 200, 250, 300, 400)
 POOLINGS = (1, 2, 4)
 CRITERIA = {
     "scott": "Scott score (the paper)",
-    "consensus": "modularity on the graphs of the cells that Scott trusts (default)",
+    "consensus": "modularity on the graphs of the cells with the lowest cut over noise (default)",
+    "scott_consensus": "modularity on the graphs of the cells with the highest Scott scores",
+    "over_noise": "normalised cut over that of noise",
     "relative_cut": "relative cut",
     "normalized_cut": "normalised cut",
     "modularity": "modularity",
@@ -125,11 +127,12 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
                     "seconds": time.perf_counter() - started,
                 }
             )
-    apart = np.array([row["over_noise"] for row in found])
-    trusted = np.argsort(-apart, kind="stable")[: max(MIN_TRUSTED, round(TRUSTED_SHARE * len(found)))]
-    consensus = sum(graphs[index] for index in trusted)
-    for row, labels in zip(found, partitions, strict=True):
-        row["consensus"] = modularity(consensus, labels)
+    for key, trust in (("consensus", "over_noise"), ("scott_consensus", "scott")):
+        by_trust = np.argsort([-row[trust] for row in found], kind="stable")
+        trusted = by_trust[: max(MIN_TRUSTED, round(TRUSTED_SHARE * len(found)))]
+        graph = sum(graphs[index] for index in trusted)
+        for row, labels in zip(found, partitions, strict=True):
+            row[key] = modularity(graph, labels)
     return found
 
 
