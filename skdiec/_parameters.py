@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, cast
 
@@ -222,6 +222,38 @@ def check_init(init: str | ArrayLike, n_components: int, n_samples: int, widths:
             f"init must have {' or '.join(map(str, possible))} columns, the dimensions of the embedding; "
             f"got {np.shape(init)[1]}"
         )
+
+
+def cluster_names(names: Any, n_clusters: int) -> list[str]:
+    """Return a name for each cluster, "" where there is none.
+
+    Parameters
+    ----------
+    names : sequence or mapping of int to str, or None
+        As a user gave them. A mapping may leave clusters out, and None leaves out all.
+    n_clusters : int
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        For what are no strings, not one for each cluster, or of clusters that there are not.
+    """
+    if names is None:
+        return [""] * n_clusters
+    if isinstance(names, Mapping):
+        if unknown := [cluster for cluster in names if cluster not in range(n_clusters)]:
+            raise ValueError(f"names must have clusters from 0 to {n_clusters - 1} as keys; got {shown(unknown[0])}")
+        names = [names.get(cluster, "") for cluster in range(n_clusters)]
+    is_sequence = isinstance(names, (Sequence, np.ndarray)) and not isinstance(names, (str, bytes))
+    if not is_sequence or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names must be strings, one for each of the {n_clusters} clusters; got {shown(names)}")
+    if len(names) != n_clusters:
+        raise ValueError(f"names must be one for each of the {n_clusters} clusters; got {len(names)}")
+    return [str(name) for name in names]
 
 
 def candidates(name: str, value: Any, default: Sequence[Any], kind: type) -> tuple[Any, ...]:

@@ -265,8 +265,8 @@ def test_short_names(files, folder, expected):
     ("arguments", "error", "message"),
     [
         ({"X": None}, ValueError, "X must be the images of fit, since the model keeps none of them; got None"),
-        ({"names": ["a"]}, ValueError, r"names must be one for each of the 3 clusters; got \['a'\]"),
-        ({"names": "abc"}, ValueError, "names must be one for each of the 3 clusters; got 'abc'"),
+        ({"names": ["a"]}, ValueError, "names must be one for each of the 3 clusters; got 1"),
+        ({"names": "abc"}, ValueError, "names must be strings, one for each of the 3 clusters; got 'abc'"),
         ({"names": {3: "a"}}, ValueError, "names must have clusters from 0 to 2 as keys; got 3"),
         ({"names": {"a": "b"}}, ValueError, "names must have clusters from 0 to 2 as keys; got 'a'"),
         ({"title": 3}, TypeError, "title must be a str or None; got 3"),

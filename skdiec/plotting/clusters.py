@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skdiec.messages import shown
+from skdiec._parameters import cluster_names
 from skdiec.plotting.common import axes_or_new, check_axes, check_estimator, check_int, check_matplotlib
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class ClusterDisplay:
         check_int("n_images", n_images, 2)
         check_int("max_clusters", max_clusters, 1)
         n_clusters = len(estimator.cluster_centers_)
-        names = None if names is None else _checked_names(names, n_clusters)
+        names = None if names is None else cluster_names(names, n_clusters)
         if ax is not None:
             check_axes(ax)
         if estimator._format.is_table:
@@ -196,20 +196,6 @@ class ClusterDisplay:
             clusters = "cluster is" if self.n_hidden == 1 else "clusters are"
             self.ax_.set_xlabel(f"{self.n_hidden} smaller {clusters} not shown")
         return self
-
-
-def _checked_names(names: Any, n_clusters: int) -> list[str]:
-    """Return a name for each cluster, "" for none; raise ValueError for what has other names."""
-    if isinstance(names, Mapping):
-        if unknown := [cluster for cluster in names if cluster not in range(n_clusters)]:
-            raise ValueError(f"names must have clusters from 0 to {n_clusters - 1} as keys; got {shown(unknown[0])}")
-        names = [names.get(cluster, "") for cluster in range(n_clusters)]
-    is_sequence = isinstance(names, (Sequence, np.ndarray)) and not isinstance(names, (str, bytes))
-    if not is_sequence or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"names must be strings, one for each of the {n_clusters} clusters; got {shown(names)}")
-    if len(names) != n_clusters:
-        raise ValueError(f"names must be one for each of the {n_clusters} clusters; got {len(names)}")
-    return list(names)
 
 
 def _surest_and_least_sure(estimator: DiffusionEmbeddedClustering, cluster: int, n_images: int) -> NDArray[np.integer]:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from skdiec._estimator import DiffusionEmbeddedClustering
+from skdiec._parameters import cluster_names
 from skdiec._version import __version__
 from skdiec.images import FileImages, ImageSource
 from skdiec.messages import shown
@@ -118,13 +119,13 @@ def write_report(
     if model._format.is_table:
         raise ValueError("X must be images to be shown; the model was fitted on a table, whose rows are none")
     n_samples = len(model.labels_)
-    checked_names = _checked_names(names, len(model.cluster_centers_))
+    shortened_names = [name[:MAX_NAME] for name in cluster_names(names, len(model.cluster_centers_))]
     source = _source(model, X)
     if len(source) != n_samples:
         raise ValueError(f"X must be the {n_samples} images of fit; got {len(source)}")
     image_names = _image_names(paths, X, source, n_samples)
     title = _checked_title(title, X)
-    content = gather(model, source, image_names, checked_names, title, progress)
+    content = gather(model, source, image_names, shortened_names, title, progress)
     _write(target, _filled(model, content))
     return target
 
@@ -146,19 +147,6 @@ def _checked_path(path: str | os.PathLike) -> Path:
     if target.is_dir():
         raise ValueError(f"path must be the path of a file; got that of a folder, {shown(str(path))}")
     return target
-
-
-def _checked_names(names: Sequence[str] | Mapping[int, str] | None, n_clusters: int) -> list[str]:
-    if names is None:
-        return [""] * n_clusters
-    if isinstance(names, Mapping):
-        unknown = [key for key in names if not isinstance(key, (int, np.integer)) or not 0 <= key < n_clusters]
-        if unknown:
-            raise ValueError(f"names must have clusters from 0 to {n_clusters - 1} as keys; got {shown(unknown[0])}")
-        names = [names.get(cluster, "") for cluster in range(n_clusters)]
-    if isinstance(names, str) or len(names) != n_clusters:
-        raise ValueError(f"names must be one for each of the {n_clusters} clusters; got {shown(names)}")
-    return [str(name)[:MAX_NAME] for name in names]
 
 
 def _source(model: DiffusionEmbeddedClustering, X: Any) -> ImageSource:
