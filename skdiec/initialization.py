@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,9 @@ from skdiec.training import Projection
 _SPREAD = 4.0
 """Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
 width reaches."""
+
+_OWN_WEIGHT = 2.0
+"""Weight of the features' own graph beside those of other representations, which are of one noise draw each."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def initialize(
     init: str | ArrayLike,
     n_init: int,
     balance: float,
+    beside: sparse.csr_array | None,
     seed: int,
     n_jobs: int | None,
 ) -> Initialization:
@@ -80,6 +85,9 @@ def initialize(
         See `DiffusionEmbeddedClustering`.
     balance : float
         Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
+    beside : sparse array of shape (n, n) or None
+        Neighbourhood graphs of other representations, added up. A second initial partition is found on their sum with
+        twice the features' own graph, and taken where it is the more stable one.
     seed : int
 
     Returns
@@ -116,8 +124,10 @@ def initialize(
         (labels,) = in_parallel([run], 1)
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-        found = initial_partition(h, graph, n_clusters, cut, n_init=n_init, seed=seed, call_all=side_by_side)
-        labels, stability = found.labels, found.stability
+        find = functools.partial(initial_partition, h, n_clusters=n_clusters, cut=cut, n_init=n_init, seed=seed)
+        graphs = [graph] if beside is None else [graph, sparse.csr_array(_OWN_WEIGHT * graph + beside)]
+        surest = max((find(each, call_all=side_by_side) for each in graphs), key=attrgetter("stability"))
+        labels, stability = surest.labels, surest.stability
     return Initialization(projection, h, graph, labels, stability, n_clusters, number)
 
 

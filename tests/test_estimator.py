@@ -31,7 +31,9 @@ from skdiec._estimator import setup, stages, training
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, trainer
 from skdiec.features import FeatureExtractor
+from skdiec.graph import knn_graph
 from skdiec.images import as_image_source
+from skdiec.partition import Partition, initial_partition
 from skdiec.search import SearchResult
 from skdiec.training import BackboneEmbedder
 
@@ -833,6 +835,55 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
     assert (first, second) == (0, 1)
     assert len(set(rows)) == len(rows) == 20
     assert rows.max() > 20  # not the first ones
+
+
+@pytest.fixture
+def partitioned(monkeypatch):
+    """The features and the graph of every search for an initial partition, as they come."""
+    seen = []
+
+    def watched(h, graph, *args, **kwargs):
+        seen.append((h, graph))
+        return initial_partition(h, graph, *args, **kwargs)
+
+    monkeypatch.setattr(initialization, "initial_partition", watched)
+    return seen
+
+
+def test_where_the_search_saw_all_images_other_representations_help_to_find_the_partition(
+    make_model, images, partitioned
+):
+    model = make_model(pooling=(2, 4), random_state=5).fit(images)
+    (h, own), (_, graph) = partitioned
+    assert_array_equal(own.toarray(), knn_graph(h, model.n_neighbors).toarray())
+    (pooling,) = {2, 4} - {model.pooling_}
+    other = make_model(pooling=pooling, n_draws=1, random_state=5, n_components=128).fit(images)
+    beside = knn_graph(partitioned[-1][0], model.n_neighbors)
+    assert other.pooling_ == pooling
+    assert_allclose(graph.toarray(), (2 * own + beside).toarray())
+    assert model.search_result_.beside is None
+
+
+@pytest.mark.parametrize(("stabilities", "taken"), [((0.8, 0.9), 1), ((0.9, 0.8), 0), ((1.0, 1.0), 0)])
+def test_the_more_stable_partition_is_taken(stabilities, taken, make_model, images, labels, monkeypatch):
+    found = [
+        Partition(np.int32((labels + place) % 3), 1.0, "spectral", stability)
+        for place, stability in enumerate(stabilities)
+    ]
+    coming = iter(found)
+    monkeypatch.setattr(initialization, "initial_partition", lambda *args, **kwargs: next(coming))
+    model = make_model(pooling=(2, 4), head=None).fit(images)
+    assert_array_equal(model.initial_labels_, found[taken].labels)
+    assert model.stability_ == found[taken].stability
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"pooling": 2}, {"max_search_samples": 47}, {"criterion": "scott"}], ids=["one", "subset", "scott"]
+)
+def test_elsewhere_the_partition_is_found_on_the_graph_of_the_features(parameters, make_model, images, partitioned):
+    model = make_model(**{"pooling": (2, 4), **parameters}).fit(images)
+    ((h, graph),) = partitioned
+    assert_array_equal(graph.toarray(), knn_graph(h, model.n_neighbors).toarray())
 
 
 def test_halving_looks_at_few_of_the_images_first(make_model, images, labels, extracted, monkeypatch):

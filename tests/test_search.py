@@ -242,6 +242,35 @@ def test_consensus_is_modularity_on_the_graphs_of_the_tenth_of_cells_whose_cut_i
     )
 
 
+def test_the_graphs_of_the_three_cells_after_the_best_one_are_added_up():
+    better = Cell("wide", 10, 4), Cell("flat", 300, 1), Cell("flat", 10, 2), Cell("wide", 10, 2), Cell("wide", 300, 4)
+
+    def separation(cell):
+        return 2 + 2 * better.index(cell) if cell in better else 0
+
+    def extract(cells, draw, count):
+        return {cell: matrix(cell, draw, separation(cell)) for cell in cells}
+
+    result = search_cells(extract, **GRID, seed=3)
+    values = result.scores["consensus"]
+    after = np.argsort(-np.nan_to_num(values, nan=-1).ravel(), kind="stable")[1:4]
+    expected = np.zeros((60, 60))
+    for row, column, depth in zip(*np.unravel_index(after, values.shape), strict=True):
+        cell = Cell(list(LAYERS)[row], TIMESTEPS[column], POOLINGS[depth])
+        found = expected_partitions([matrix(cell, draw, separation(cell)) for draw in range(2)], 2, seed=3)
+        expected += sum(graph.toarray() for _, graph, _ in found) / 2
+    assert_allclose(result.beside.toarray(), expected)
+
+
+def test_graphs_are_kept_for_the_consensus_alone_and_where_there_are_other_cells():
+    assert search_cells(planted(), **GRID, criterion="scott").beside is None
+    assert search_cells(planted(), **{**SMALL, "poolings": (2,)}).beside is None
+    two = search_cells(planted(), **SMALL)
+    (other,) = {Cell("wide", 10, 1), Cell("wide", 10, 2)} - {two.best}
+    ((_, graph, _),) = expected_partitions([matrix(other, 0, 0)], 2)
+    assert_allclose(two.beside.toarray(), graph.toarray())
+
+
 def test_callable_gets_reduced_features_and_the_partition():
     seen = []
 

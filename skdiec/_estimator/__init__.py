@@ -110,7 +110,8 @@ class DiffusionEmbeddedClustering(
           Several threads call it at once where `n_jobs` is None.
 
     max_search_samples : int, default=2000
-        Images, drawn at random, that representations are scored on.
+        Images, drawn at random, that representations are scored on. Where these are all of them, the next best
+        representations may help to find the partition (`init`).
 
     search_draws : int, default=1
         Noise samples that the scores of the search are averaged over.
@@ -142,7 +143,9 @@ class DiffusionEmbeddedClustering(
 
         - ``"graph"`` is the one with the lowest balanced cut (`skdiec.scores.balanced_cut`) of the neighbourhood graph
           among many spectral and k-means partitions. Where that has split a large class, as it does where sizes differ
-          by far, it is one of merged clusters (`skdiec.partition.initial_partition`).
+          by far, it is one of merged clusters (`skdiec.partition.initial_partition`). Where the search saw all images
+          and chose by ``"consensus"``, a second partition is found on a sum of graphs: twice that of the best
+          representation, and those of the three next best ones. The one with the higher `stability_` is taken.
         - ``"k-means++"`` is the paper's k-means on the features.
         - One dimension: labels, the cluster of each image from 0 to n_clusters - 1, each cluster with an image. So a
           partition that was corrected by hand can be trained on; `skdiec.report.read_labels` reads what a report has

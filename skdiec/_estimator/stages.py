@@ -97,7 +97,8 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
         model.n_clusters_ = _first_number(model, extractor, setup)
         search = _search(model, extractor, setup, steps, passes)
     model.layer_, model.timestep_, model.pooling_ = search.best.layer, search.best.timestep, search.best.pooling
-    model.search_result_, model.layers_, model.timesteps_ = search, search.layers, search.timesteps
+    model.search_result_ = dataclasses.replace(search, beside=None)
+    model.layers_, model.timesteps_ = search.layers, search.timesteps
     model.scott_scores_ = search.scores["scott"][:, :, search.poolings.index(search.best.pooling)]
     model._cell = search.best
 
@@ -117,6 +118,7 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
             model.init,
             model.n_init,
             model.gamma,
+            search.beside,
             seeds.start,
             model.n_jobs,
         )
@@ -229,7 +231,7 @@ def _search(
         timed = passes.timed(passes.n_search + passes.n_features, at_once=extractor.at_once)
         return extractor.extract(source, cells, rows=order[:count], draw=draw, report=timed)
 
-    return memory.cache(_run_search, ignore=["extract", "n_jobs", "report"])(
+    found = memory.cache(_run_search, ignore=["extract", "n_jobs", "report"])(
         key,
         extract,
         n_jobs=model.n_jobs,
@@ -249,6 +251,10 @@ def _search(
         balance=model.gamma,
         seed=seeds.search,
     )
+    if found.beside is None:
+        return found
+    place = order.argsort()
+    return dataclasses.replace(found, beside=found.beside[place][:, place] if size == len(source) else None)
 
 
 def _run_search(

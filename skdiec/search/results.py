@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from skdiec.activations import Cell
 
@@ -61,6 +62,9 @@ class SearchResult:
         The key of `scores` that chose.
     stages : tuple of SearchStage
         One for the grid; those of halving score fewer cells each, on more images.
+    beside : sparse array of shape (n_images, n_images), default=None
+        The neighbourhood graphs, on the subset, of the three cells that come after the best one, added up. None where
+        there are no others, for other criteria than the consensus, and once an estimator has used it.
     """
 
     best: Cell
@@ -69,6 +73,7 @@ class SearchResult:
     poolings: tuple[int, ...]
     criterion: str
     stages: tuple[SearchStage, ...]
+    beside: sparse.csr_array | None = field(default=None, repr=False, compare=False)
 
     @property
     def scores(self) -> Mapping[str, NDArray[np.float64]]:

@@ -26,6 +26,10 @@ MIN_TRUSTED = 4
 """Cells whose graphs make the consensus graph at least: that of one or two would mostly praise their own."""
 
 
+N_BESIDE = 3
+"""Cells after the best one whose graphs are kept."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Scott score and criterion of one cell and draw, with the partitions by k-means and by the graph that they judge.
@@ -50,6 +54,15 @@ def consensus(runs: Mapping[Cell, Sequence[Scored]]) -> dict[Cell, float]:
         cell: float(np.mean([modularity(graph, cast("NDArray", run.labels)) for run in each]))
         for cell, each in runs.items()
     }
+
+
+def graph_beside(runs: Mapping[Cell, Sequence[Scored]], values: Mapping[Cell, float]) -> sparse.csr_array | None:
+    """Add up the graphs of the cells that come after the best one, each the mean of its draws; None without any."""
+    after_best = sorted(values, key=lambda cell: -values[cell])[1 : 1 + N_BESIDE]
+    if not after_best:
+        return None
+    total: Any = sum(cast("Any", run.graph) for cell in after_best for run in runs[cell])
+    return sparse.csr_array(total / len(runs[after_best[0]]))
 
 
 def score(

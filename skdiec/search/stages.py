@@ -12,11 +12,12 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from skdiec import parallel
 from skdiec.activations import Cell
 from skdiec.search.results import SearchStage
-from skdiec.search.scoring import Criterion, Scored, consensus
+from skdiec.search.scoring import Criterion, Scored, consensus, graph_beside
 
 logger = logging.getLogger("skdiec.search")  # what verbose fits name
 
@@ -52,6 +53,8 @@ class Stages:
     Attributes
     ----------
     done : list of SearchStage
+    beside : sparse array of shape (n, n) or None
+        Of the last stage: see `skdiec.search.SearchResult`.
     """
 
     extract: Extract
@@ -64,6 +67,7 @@ class Stages:
     n_jobs: int | None
     report: Callable[[int, int], object] | None
     done: list[SearchStage] = field(default_factory=list)
+    beside: sparse.csr_array | None = None
     _known: dict[tuple[Cell, int], Scored] = field(default_factory=dict)
     """Of cells and draws, on as many images as the last stage had."""
     _latest: dict[Cell, Scored] = field(default_factory=dict)
@@ -109,14 +113,16 @@ class Stages:
                 if self.report is not None:
                     self.report(n_scored, len(new))
             self._enter(scores, wanted, draws)
+        runs = {cell: [self._known[cell, draw] for draw in range(draws)] for cell in cells}
         if self.criterion == "consensus":
-            runs = {cell: [self._known[cell, draw] for draw in range(draws)] for cell in cells}
             for cell, value in consensus(runs).items():
                 scores[self.key][self.position[cell]] = value
         values = {cell: float(scores[self.key][self.position[cell]]) for cell in cells}
         values = {cell: value for cell, value in values.items() if math.isfinite(value)}
         if not values:
             raise ValueError(f"criterion {self.key!r} gave no finite value for any cell")
+        if self.criterion == "consensus":
+            self.beside = graph_beside(runs, values)
         n_evaluations = sum((count * self._cost(wanted) for wanted, _ in new), 0.0)
         seconds = time.monotonic() - started
         self.done.append(SearchStage(count, draws, tuple(cells), scores, count * len(new), n_evaluations, seconds))
