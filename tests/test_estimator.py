@@ -465,7 +465,7 @@ def work(monkeypatch):
     count("pretraining", trainer.Trainer, "run")
     count("search", stages, "search_cells")
     count("passes", FeatureExtractor, "_extract")
-    count("start", initialization, "initial_partition")
+    count("start", initialization, "principal_components")
     return counts
 
 
