@@ -72,6 +72,7 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
     from skdiec.partition import best_partition, kmeans_labels
     from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
     from skdiec.search import MIN_TRUSTED, TRUSTED_SHARE, reduce_features
+    from skdiec.search.scoring import quick_cut_over_noise
 
     data = load_dataset(name, folder)
     count = min(N_IMAGES, len(data.images))
@@ -88,11 +89,6 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
         reduced = reduce_features(features, 128, seed=seed).transform(features)
         graph = knn_graph(reduced, 10)
         return reduced, graph, best_partition(reduced, graph, 10, cut, n_init=3, seed=seed).labels
-
-    def cut_over_noise(reduced: np.ndarray, graph: object, labels: np.ndarray) -> float:
-        noise = np.random.default_rng(seed).standard_normal(reduced.shape, dtype=np.float32) * reduced.std(axis=0)
-        of_noise = kmeans_labels(noise[:, :width], 10, seed=seed)
-        return normalized_cut(graph, labels) / normalized_cut(knn_graph(noise, 10), of_noise)
 
     found, graphs, partitions = [], [], []
     for timestep in TIMESTEPS:
@@ -114,7 +110,7 @@ def score_cells(name: str, folder: Path | None, seed: int) -> list[dict]:
                     "acc": clustering_accuracy(y, labels),
                     "kmeans_acc": clustering_accuracy(y, means),
                     "scott": scott_score(aligned, means),
-                    "over_noise": -cut_over_noise(reduced, graph, labels),
+                    "over_noise": -quick_cut_over_noise(reduced, graph, labels, 10, width, 10, seed),
                     "relative_cut": -relative_cut(graph, labels, 10, balance=1.0),
                     "normalized_cut": -normalized_cut(graph, labels),
                     "modularity": modularity(graph, labels),

@@ -251,10 +251,10 @@ def _search(
         balance=model.gamma,
         seed=seeds.search,
     )
-    if found.beside is None:
-        return found
+    if found.beside is None or size < len(source):
+        return dataclasses.replace(found, beside=None)
     place = order.argsort()
-    return dataclasses.replace(found, beside=found.beside[place][:, place] if size == len(source) else None)
+    return dataclasses.replace(found, beside=found.beside[place][:, place])
 
 
 def _run_search(

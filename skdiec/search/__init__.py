@@ -154,5 +154,5 @@ def search_cells(
         poolings=tuple(poolings),
         criterion=key,
         stages=tuple(stages.done),
-        beside=stages.beside,
+        beside=stages.graph_beside(values),
     )

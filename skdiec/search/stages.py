@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from scipy import sparse
 from skdiec import parallel
 from skdiec.activations import Cell
 from skdiec.search.results import SearchStage
-from skdiec.search.scoring import Criterion, Scored, consensus, graph_beside
+from skdiec.search.scoring import N_BESIDE, Criterion, Scored, consensus
 
 logger = logging.getLogger("skdiec.search")  # what verbose fits name
 
@@ -53,8 +54,6 @@ class Stages:
     Attributes
     ----------
     done : list of SearchStage
-    beside : sparse array of shape (n, n) or None
-        Of the last stage: see `skdiec.search.SearchResult`.
     """
 
     extract: Extract
@@ -67,7 +66,6 @@ class Stages:
     n_jobs: int | None
     report: Callable[[int, int], object] | None
     done: list[SearchStage] = field(default_factory=list)
-    beside: sparse.csr_array | None = None
     _known: dict[tuple[Cell, int], Scored] = field(default_factory=dict)
     """Of cells and draws, on as many images as the last stage had."""
     _latest: dict[Cell, Scored] = field(default_factory=dict)
@@ -113,20 +111,38 @@ class Stages:
                 if self.report is not None:
                     self.report(n_scored, len(new))
             self._enter(scores, wanted, draws)
-        runs = {cell: [self._known[cell, draw] for draw in range(draws)] for cell in cells}
         if self.criterion == "consensus":
+            runs = {cell: [self._known[cell, draw] for draw in range(draws)] for cell in cells}
             for cell, value in consensus(runs).items():
                 scores[self.key][self.position[cell]] = value
         values = {cell: float(scores[self.key][self.position[cell]]) for cell in cells}
         values = {cell: value for cell, value in values.items() if math.isfinite(value)}
         if not values:
             raise ValueError(f"criterion {self.key!r} gave no finite value for any cell")
-        if self.criterion == "consensus":
-            self.beside = graph_beside(runs, values)
         n_evaluations = sum((count * self._cost(wanted) for wanted, _ in new), 0.0)
         seconds = time.monotonic() - started
         self.done.append(SearchStage(count, draws, tuple(cells), scores, count * len(new), n_evaluations, seconds))
         return values
+
+    def graph_beside(self, values: Mapping[Cell, float]) -> sparse.csr_array | None:
+        """Add up the last stage's graphs of the cells that come after the best one.
+
+        Parameters
+        ----------
+        values : dict of Cell to float
+            What `run` returned.
+
+        Returns
+        -------
+        sparse array of shape (n_images, n_images) or None
+            Each graph is the mean of its draws. None without other cells, and where no graphs are kept.
+        """
+        after_best = sorted(values, key=lambda cell: -values[cell])[1 : 1 + N_BESIDE]
+        if self.criterion != "consensus" or not after_best:
+            return None
+        draws = self.done[-1].n_draws
+        total: Any = sum(cast("Any", self._known[cell, draw].graph) for cell in after_best for draw in range(draws))
+        return sparse.csr_array(total / draws)
 
     def _score_pass(
         self, wanted: Sequence[Cell], draw: int, features: Mapping[Cell, NDArray[np.float32]], busy: bool
