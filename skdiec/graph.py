@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 
 _DENSE_BELOW = 300
@@ -54,6 +57,47 @@ def knn_graph(
     else:
         search = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=n_jobs).fit(X)
         directed = sparse.csr_array(search.kneighbors_graph())
+    return sparse.csr_array((directed + directed.T) / 2)
+
+
+def moved_knn_graph(views: Sequence[ArrayLike], n_neighbors: int = 10) -> sparse.csr_array:
+    r"""Build the symmetric k-nearest-neighbour graph of images that may be moved before they are compared.
+
+    .. math:: d_{ij} = \min_v \min(\lVert x_i - x_j^v \rVert, \lVert x_i^v - x_j \rVert)
+
+    Parameters
+    ----------
+    views : sequence of array-like of shape (n, d)
+        Features of the images as they are, x, then of the images as each motion v has moved them.
+    n_neighbors : int, default=10
+        Neighbours of each row, itself left out; at most n - 1 are used.
+
+    Returns
+    -------
+    csr_array of shape (n, n), float64
+        As of `knn_graph`. It takes two dense matrices of n x n on the way.
+
+    Examples
+    --------
+    The first and the last one are alike, once the last one is moved:
+
+    >>> moved_knn_graph([[[0.0], [1.0], [3.0]], [[5.0], [6.0], [0.0]]], 1).toarray()
+    array([[0. , 0.5, 1. ],
+           [0.5, 0. , 0. ],
+           [1. , 0. , 0. ]])
+    """
+    still = np.asarray(views[0], dtype=np.float64)
+    n_neighbors = min(n_neighbors, len(still) - 1)
+    if n_neighbors < 1:
+        return sparse.csr_array((len(still), len(still)), dtype=np.float64)
+    nearest = np.full((len(still), len(still)), np.inf)
+    for view in views:
+        distances = euclidean_distances(still, np.asarray(view, dtype=np.float64))
+        np.minimum(nearest, distances, out=nearest)
+        np.minimum(nearest, distances.T, out=nearest)
+    np.fill_diagonal(nearest, 0.0)  # an image is not its own neighbour, whatever its moved views are
+    search = NearestNeighbors(n_neighbors=n_neighbors, metric="precomputed").fit(nearest)
+    directed = sparse.csr_array(search.kneighbors_graph())
     return sparse.csr_array((directed + directed.T) / 2)
 
 

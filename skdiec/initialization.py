@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,10 +13,10 @@ from scipy import sparse
 from sklearn.metrics import pairwise_distances_argmin
 
 from skdiec.cluster_number import ClusterNumber, estimate_n_clusters
-from skdiec.graph import knn_graph
+from skdiec.graph import knn_graph, moved_knn_graph
 from skdiec.parallel import in_parallel
-from skdiec.partition import initial_partition, kmeans_labels
-from skdiec.scores import balanced_cut
+from skdiec.partition import best_partition, initial_partition, kmeans_labels
+from skdiec.scores import balanced_cut, normalized_cut
 from skdiec.search import principal_components
 from skdiec.training import Projection
 
@@ -28,14 +28,19 @@ _OWN_WEIGHT = 2.0
 """Weight of the features' own graph beside those of other representations, which are of one noise draw each."""
 
 
+_AS_FAR_APART = 1.1
+"""Images are compared as they are moved where their clusters' cut is at most so many times as high then. Where it is
+higher, motions may bring images together that do not belong so, such as faces of several people in one pose."""
+
+_QUICK_INIT = 3
+
+
 @dataclass(frozen=True)
 class Initialization:
     """Where training starts.
 
     Attributes
     ----------
-    projection : Projection
-        From features to `h`.
     h : ndarray of shape (n, q), float64
         Projected features.
     graph : sparse array of shape (n, n)
@@ -49,7 +54,6 @@ class Initialization:
         How `n_clusters` was found, where it was.
     """
 
-    projection: Projection
     h: NDArray[np.float64]
     graph: sparse.csr_array
     labels: NDArray[np.int32]
@@ -58,36 +62,62 @@ class Initialization:
     number: ClusterNumber | None
 
 
-def initialize(
-    version: str,
-    features: NDArray[np.float32],
-    n_clusters: int | NDArray[np.integer],
-    n_components: int,
-    n_neighbors: int,
-    neighbors_algorithm: str,
-    init: str | ArrayLike,
-    n_init: int,
-    balance: float,
-    beside: sparse.csr_array | None,
-    seed: int,
-    n_jobs: int | None,
-) -> Initialization:
-    """Project features, find their neighbourhood graph and an initial partition.
+def projection_of(
+    version: str, features: NDArray[np.float32], n_components: int, seed: int, n_jobs: int | None
+) -> Projection:
+    """Find what brings features to their principal components.
 
     Parameters
     ----------
     version : str
         Of this library, for caches: another one may give another result.
     features : ndarray of shape (n, d), float32
-    n_clusters : int or ndarray of shape (m,)
-        Rows of `features`, of images that differ, to estimate the number on.
-    n_components, n_neighbors, neighbors_algorithm, init, n_init, n_jobs
+    n_components, n_jobs
         See `DiffusionEmbeddedClustering`.
-    balance : float
-        Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
+    seed : int
+
+    Returns
+    -------
+    Projection
+    """
+    mean, components, variances = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
+    return Projection(mean, components, (float(np.sqrt(variances.sum())) or 1.0) / _SPREAD)
+
+
+def initialize(
+    version: str,
+    h: NDArray[np.float64],
+    moved: Sequence[NDArray[np.float64]],
+    beside: sparse.csr_array | None,
+    n_clusters: int | NDArray[np.integer],
+    n_neighbors: int,
+    neighbors_algorithm: str,
+    init: str | ArrayLike,
+    n_init: int,
+    balance: float,
+    seed: int,
+    n_jobs: int | None,
+) -> Initialization:
+    """Find the neighbourhood graph of projected features, and an initial partition.
+
+    Parameters
+    ----------
+    version : str
+        Of this library, for caches: another one may give another result.
+    h : ndarray of shape (n, q), float64
+        Projected features.
+    moved : sequence of ndarray of shape (n, q), float64
+        Projected features of the images as they are, then as each motion has moved them. Empty where images are not
+        compared so. The graph is that of `moved_knn_graph` where its clusters lie as far apart as those of `h`.
     beside : sparse array of shape (n, n) or None
         Neighbourhood graphs of other representations, added up. A second initial partition is found on their sum with
         twice the features' own graph, and taken where it is the more stable one.
+    n_clusters : int or ndarray of shape (m,)
+        Rows of `h`, of images that differ, to estimate the number on.
+    n_neighbors, neighbors_algorithm, init, n_init, n_jobs
+        See `DiffusionEmbeddedClustering`.
+    balance : float
+        Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
     seed : int
 
     Returns
@@ -99,10 +129,6 @@ def initialize(
     ValueError
         Where `init` are centres of other dimensions than the embedding has.
     """
-    mean, components, variances = principal_components(features, n_components, n_jobs=n_jobs, seed=seed)
-    spread = float(np.sqrt(variances.sum()))
-    projection = Projection(mean, components, (spread or 1.0) / _SPREAD)
-    h = projection.project(features)
     graph = knn_graph(h, n_neighbors, algorithm=neighbors_algorithm, n_jobs=n_jobs, seed=seed)
     side_by_side = functools.partial(in_parallel, n_jobs=n_jobs, threads=True)
     number = None
@@ -125,10 +151,20 @@ def initialize(
     else:
         cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
         find = functools.partial(initial_partition, h, n_clusters=n_clusters, cut=cut, n_init=n_init, seed=seed)
-        graphs = [graph] if beside is None else [graph, sparse.csr_array(_OWN_WEIGHT * graph + beside)]
-        surest = max((find(each, call_all=side_by_side) for each in graphs), key=attrgetter("stability"))
+        # Where a partition is found, and the graph that training goes on with.
+        graphs = [(graph, graph)]
+        if beside is not None:
+            graphs.append((sparse.csr_array(_OWN_WEIGHT * graph + beside), graph))
+        if moved:
+            alike = moved_knn_graph(moved, n_neighbors)
+            quick = functools.partial(best_partition, h, n_clusters=n_clusters, cut=normalized_cut, n_init=_QUICK_INIT)
+            cuts = [quick(each, seed=seed, call_all=side_by_side).cut for each in (alike, graph)]
+            lies_as_far_apart = cuts[0] <= _AS_FAR_APART * cuts[1]
+            graphs = [(alike, alike)] if lies_as_far_apart else [*graphs, (alike, alike)]
+        found = [(find(each, call_all=side_by_side), kept) for each, kept in graphs]
+        surest, graph = max(found, key=lambda pair: pair[0].stability)
         labels, stability = surest.labels, surest.stability
-    return Initialization(projection, h, graph, labels, stability, n_clusters, number)
+    return Initialization(h, graph, labels, stability, n_clusters, number)
 
 
 def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import functools
 import inspect
 import logging
@@ -30,8 +31,8 @@ from skdiec import DiffusionEmbeddedClustering, Pretraining, _estimator, initial
 from skdiec._estimator import setup, stages, training
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone, load_backbone, trainer
-from skdiec.features import FeatureExtractor
-from skdiec.graph import knn_graph
+from skdiec.features import FeatureExtractor, small_motions
+from skdiec.graph import knn_graph, moved_knn_graph
 from skdiec.images import as_image_source
 from skdiec.partition import Partition, initial_partition
 from skdiec.search import SearchResult
@@ -449,7 +450,7 @@ def test_folder_of_the_pretraining_holds_a_pipeline_that_a_second_fit_uses(make_
 
 @pytest.fixture
 def work(monkeypatch):
-    """Counts what is worth caching: trainings of a backbone, searches, passes over images and starts."""
+    """Counts what is worth caching: trainings of a backbone, searches, passes over images, projections and starts."""
     counts = Counter()
 
     def count(name, owner, attribute):
@@ -465,11 +466,12 @@ def work(monkeypatch):
     count("pretraining", trainer.Trainer, "run")
     count("search", stages, "search_cells")
     count("passes", FeatureExtractor, "_extract")
-    count("start", initialization, "principal_components")
+    count("projection", initialization, "principal_components")
+    count("start", initialization, "knn_graph")
     return counts
 
 
-GRID_WORK = {"search": 1, "passes": 4, "start": 1}
+GRID_WORK = {"search": 1, "passes": 4, "projection": 1, "start": 1}
 """Passes for three timesteps and for the chosen cell."""
 
 
@@ -535,9 +537,9 @@ def remembered(remembered_once, tmp_path):
             {},
         ),
         ({"n_init": 4}, {"start": 1}),
-        ({"n_components": 3}, {"start": 1}),
-        ({"n_draws": 3}, {"start": 1, "passes": 1}),
-        ({"shift": 2}, {"search": 1, "start": 1, "passes": 2}),
+        ({"n_components": 3}, {"projection": 1, "start": 1}),
+        ({"n_draws": 3}, {"projection": 1, "start": 1, "passes": 1}),
+        ({"shift": 2}, {"search": 1, "projection": 1, "start": 1, "passes": 2 + 13}),  # and images as they are moved
         ({"criterion": "scott"}, {"search": 1, "passes": 1}),
         ({"search": "halving"}, {"search": 1, "passes": 1}),
         ({"search_draws": 2}, {"search": 1, "passes": 2}),
@@ -545,7 +547,7 @@ def remembered(remembered_once, tmp_path):
         ({"gamma": 2.0}, {"search": 1, "start": 1, "passes": 1}),
         ({"n_neighbors": 5}, {"search": 1, "start": 1, "passes": 1}),
         ({"n_clusters": 4}, {"search": 1, "start": 1, "passes": 1}),
-        ({"timestep": 60}, {"search": 1, "start": 1, "passes": 2}),
+        ({"timestep": 60}, {"search": 1, "projection": 1, "start": 1, "passes": 2}),
         ({"train_backbone": True, "max_epochs": 1}, {"passes": 2}),  # an embedding of both backbones
     ],
     ids=str,
@@ -864,6 +866,91 @@ def test_where_the_search_saw_all_images_other_representations_help_to_find_the_
     assert model.search_result_.beside is None
 
 
+def initialize_at(h, moved=(), beside=None, n_clusters=2, init="graph"):
+    return initialization.initialize("", h, moved, beside, n_clusters, 10, "exact", init, 4, 1.0, 0, 1)
+
+
+def test_images_are_compared_as_they_are_moved_where_their_clusters_lie_as_far_apart_then():
+    rng = np.random.default_rng(0)
+    kinds, place = np.repeat([0, 1], 60), rng.uniform(-10, 10, size=120)
+    h = np.stack([place, kinds + rng.normal(scale=0.05, size=120)], axis=1)
+    moved = [h, *(h + np.array([step, 0]) for step in (-8, -4, -2, 2, 4, 8))]
+    plain, found = initialize_at(h), initialize_at(h, moved)
+    assert adjusted_rand_score(kinds, plain.labels) < 0.1  # by their places
+    assert same_partition(kinds, found.labels)
+    assert_array_equal(plain.graph.toarray(), knn_graph(h, 10).toarray())
+    assert_array_equal(found.graph.toarray(), moved_knn_graph(moved, 10).toarray())
+
+
+def test_images_are_not_compared_so_where_motions_join_what_lies_apart():
+    rng = np.random.default_rng(0)
+    kinds = np.repeat([0, 1], 60)
+    h = np.stack([rng.normal(size=120), 4 * kinds + rng.normal(size=120)], axis=1)
+    found = initialize_at(h, [h, *(h[rng.permutation(120)] for _ in range(6))])
+    assert_array_equal(found.labels, initialize_at(h).labels)
+    assert_array_equal(found.graph.toarray(), knn_graph(h, 10).toarray())
+
+
+@pytest.mark.parametrize(
+    ("cuts", "stabilities", "taken"),
+    [
+        ((1.09, 1.0), {"moved": 0.1}, "moved"),
+        ((1.11, 1.0), {"own": 0.9, "beside": 0.8, "moved": 0.85}, "own"),
+        ((1.11, 1.0), {"own": 0.8, "beside": 0.9, "moved": 0.85}, "beside"),
+        ((1.11, 1.0), {"own": 0.8, "beside": 0.8, "moved": 0.85}, "moved"),
+    ],
+)
+def test_cut_and_then_stability_say_how_images_are_compared(cuts, stabilities, taken, monkeypatch):
+    h = np.random.default_rng(0).normal(size=(30, 2))
+    moved, beside = [h, h[::-1]], knn_graph(h[:, :1], 5)
+    coming, lowest, seen = iter(stabilities.values()), iter(cuts), []
+
+    def partition(h, graph, **options):
+        seen.append(graph.toarray())
+        return Partition(np.full(30, len(seen)), 1.0, "spectral", next(coming))
+
+    monkeypatch.setattr(initialization, "initial_partition", partition)
+    monkeypatch.setattr(initialization, "best_partition", lambda *_, **__: Partition(None, next(lowest), "spectral"))
+    found = initialize_at(h, moved, beside)
+    own, alike = knn_graph(h, 10).toarray(), moved_knn_graph(moved, 10).toarray()
+    graphs = {"own": own, "beside": 2 * own + beside.toarray(), "moved": alike}
+    assert_allclose(seen, [graphs[name] for name in stabilities])
+    assert found.stability == stabilities[taken]
+    assert set(found.labels) == {1 + list(stabilities).index(taken)}
+    assert_array_equal(found.graph.toarray(), alike if taken == "moved" else own)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "are_moved"),
+    [({"shift": 1}, True), ({}, False), ({"shift": 0}, False), ({"shift": 1, "init": "k-means++"}, False)],
+)
+def test_who_sees_images_as_they_are_moved(parameters, are_moved, make_model, images, calls):
+    model = make_model(head=None, **parameters).fit(images)
+    seen = [call.motion for call in calls["extract"] if call.motion is not None]
+    assert seen == (small_motions(8, 8) if are_moved else [])
+    assert all((call.draw, call.cells) == (0, [model._cell]) for call in calls["extract"] if call.motion is not None)
+    (call,) = calls["initialize"]
+    assert len(call.moved) == len(seen)
+    if are_moved:
+        extractor = dataclasses.replace(model._extractors[0])
+        matrix = extractor.extract(as_image_source(images), [model._cell], draw=0, motion=seen[-1])[model._cell]
+        assert_allclose(call.moved[-1], model._model.projection.project(matrix), atol=1e-5)
+
+
+def test_many_images_are_not_compared_as_they_are_moved(make_model, images, calls, monkeypatch):
+    monkeypatch.setattr(stages, "_MOVED_IMAGES", len(images) - 1)
+    make_model(head=None, shift=1).fit(images)
+    assert not any(call.motion for call in calls["extract"])
+
+
+def test_moved_images_are_seen_once_where_there_is_a_cache(make_model, images, calls, tmp_path):
+    first = make_model(head=None, shift=1, memory=str(tmp_path)).fit(images)
+    n_calls = len(calls["extract"])
+    again = make_model(head=None, shift=1, memory=str(tmp_path)).fit(images)
+    assert_array_equal(again.labels_, first.labels_)
+    assert not any(call.motion for call in calls["extract"][n_calls:])
+
+
 @pytest.mark.parametrize(("stabilities", "taken"), [((0.8, 0.9), 1), ((0.9, 0.8), 0), ((1.0, 1.0), 0)])
 def test_the_more_stable_partition_is_taken(stabilities, taken, make_model, images, labels, monkeypatch):
     found = [
@@ -1004,7 +1091,7 @@ def calls(monkeypatch):
     for owner, names in {
         _estimator: ("_logging", "as_image_source", "knn_graph"),
         setup: ("as_memory", "default_device", "load_backbone"),
-        stages: ("initialize", "pretrain", "search_cells"),
+        stages: ("initialize", "pretrain", "projection_of", "search_cells"),
         training: ("BackboneEmbedder", "EmbeddingModel", "ResidualHead", "train"),
     }.items():
         for name in names:
@@ -1037,7 +1124,7 @@ WIRING = {
     "search_draws": reaches(3, "search_cells.n_draws"),
     "n_draws": reaches(3, "extract.self.n_draws", search_draws=3),
     "shift": reaches(3, "extract.self.shift"),
-    "n_components": reaches(5, "initialize.n_components"),
+    "n_components": reaches(5, "projection_of.n_components"),
     "n_neighbors": reaches(6, "search_cells.n_neighbors", "initialize.n_neighbors", "knn_graph.n_neighbors"),
     "neighbors_algorithm": reaches("nndescent", "initialize.neighbors_algorithm", "knn_graph.algorithm"),
     "init": reaches("k-means++", "initialize.init"),
@@ -1062,13 +1149,14 @@ WIRING = {
     "inference_batch_size": reaches(16, "extract.self.batch_size"),
     "precision": reaches("bf16", "extract.self.precision"),
     "device": ("cpu:0", {"default_device.device": "cpu:0", "pretrain.device": torch.device("cpu")}, AUTO),
-    "n_jobs": reaches(1, "search_cells.n_jobs", "initialize.n_jobs", "knn_graph.n_jobs"),
+    "n_jobs": reaches(1, *(f"{name}.n_jobs" for name in ("search_cells", "projection_of", "initialize", "knn_graph"))),
     "random_state": (
         7,
         {
             "pretrain.random_state": SEEDS[0],
             "extract.self.seed": SEEDS[1],
             "search_cells.seed": SEEDS[3],
+            "projection_of.seed": SEEDS[4],
             "initialize.seed": SEEDS[4],
             "ResidualHead.seed": SEEDS[5],
             "train.config.seed": SEEDS[5],

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import itertools
 import re
 import tempfile
 import threading
@@ -15,8 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from skdiec import storage
 from skdiec.activations import Cell
 from skdiec.backbones import PixelBackbone
-from skdiec.features import CellFeatures, FeatureExtractor, batch_sizes, map_features, one_cell
+from skdiec.features import (
+    CellFeatures,
+    FeatureExtractor,
+    Motion,
+    batch_sizes,
+    map_features,
+    one_cell,
+    small_motions,
+)
 from skdiec.features import extractor as extractor_module
+from skdiec.features.draws import moved
 from skdiec.images import as_image_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (21, 8, 8), dtype=np.uint8)
@@ -118,6 +128,52 @@ def test_draws_after_the_first_see_moved_images(shift, backbone):
     assert_allclose(extractor.extract(SOURCE, [cell])[cell], total / 6, rtol=1e-4, atol=1e-5)
     unmoved = dataclasses.replace(extractor, shift=0).extract(SOURCE, [cell])[cell]
     assert np.abs(unmoved - total / 6).max() > 1e-3
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (2, 0), (-1, 0), (0, 1), (3, -2)])
+def test_images_are_seen_as_they_are_moved(right, down, extractor):
+    cell = CELLS[5]
+    padded = np.pad(IMAGES, ((0, 0), (3, 3), (3, 3)), mode="edge")
+    expected_images = np.ascontiguousarray(padded[:, 3 - down : 11 - down, 3 - right : 11 - right])
+    expected = dataclasses.replace(extractor, shift=0).extract(as_image_source(expected_images), [cell])[cell]
+    found = dataclasses.replace(extractor, shift=2).extract(SOURCE, [cell], motion=Motion(right, down))[cell]
+    assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, -1])
+def test_images_are_seen_as_they_are_turned(quarters, extractor):
+    cell = CELLS[5]
+    turned = np.ascontiguousarray(np.rot90(IMAGES, quarters, axes=(1, 2)))  # counterclockwise
+    expected = extractor.extract(as_image_source(turned), [cell], draw=1)[cell]
+    found = extractor.extract(SOURCE, [cell], draw=1, motion=Motion(degrees=90 * quarters))[cell]
+    assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(expected - extractor.extract(SOURCE, [cell], draw=1)[cell]).max() > 1e-2
+
+
+def test_images_that_are_turned_a_little_and_back_are_nearly_the_same():
+    smooth = torch.nn.functional.avg_pool2d(torch.rand(3, 2, 24, 20, generator=torch.manual_seed(0)), 5)
+    images = torch.nn.functional.interpolate(smooth, size=(48, 40), mode="bicubic")
+    for degrees in (8.0, -16.0):
+        there = moved(images, Motion(degrees=degrees))
+        back = moved(there, Motion(degrees=-degrees))
+        inner = (slice(None), slice(None), slice(12, 36), slice(10, 30))
+        error = (back - images)[inner].square().mean().sqrt()
+        assert error < 0.1 * (there - images)[inner].square().mean().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "step"), [(16, 16, 1), (28, 28, 2), (8, 40, 1), (64, 48, 3), (256, 512, 16)]
+)
+def test_small_motions_go_each_way(height, width, step):
+    motions = small_motions(height, width)
+    assert motions[0] == Motion(0, 0, 0.0)
+    assert len(set(motions)) == len(motions) == 13
+    assert {(motion.right, motion.down) for motion in motions} == set(itertools.product((-step, 0, step), repeat=2))
+    assert {motion.degrees for motion in motions} == {0.0, 8.0, -8.0, 16.0, -16.0}
+    assert all(
+        motion._replace(right=-motion.right, down=-motion.down, degrees=-motion.degrees) in motions
+        for motion in motions
+    )
 
 
 @pytest.mark.parametrize("timestep", [0, 999])
@@ -420,6 +476,7 @@ def test_cache_tells_settings_apart(setting, cached):
         {"rows": np.array([0, 4, 9])},
         {"rows": None},
         {"draw": 0},
+        {"motion": Motion(1, 0)},
     ],
 )
 def test_cache_tells_arguments_apart(argument, cached):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from skdiec import graph as graph_module
-from skdiec.graph import knn_graph, spectral_embedding
+from skdiec.graph import knn_graph, moved_knn_graph, spectral_embedding
 
 
 def naive_knn(X, n_neighbors):
@@ -52,6 +52,37 @@ def test_more_neighbors_than_rows_join_all_rows():
 
 def test_single_row_has_no_neighbor():
     assert knn_graph([[1.0, 2.0]]).toarray() == [[0.0]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 4), st.integers(1, 4), st.integers(1, 13))
+def test_moved_knn_graph_agrees_with_a_loop(seed, n, d, n_views, n_neighbors):
+    views = np.random.default_rng(seed).normal(size=(n_views, n, d))
+    distances = np.full((n, n), np.inf)
+    for view in views:
+        for i in range(n):
+            for j in range(n):
+                distance = np.linalg.norm(views[0, i] - view[j])
+                distances[i, j] = min(distances[i, j], distance)
+                distances[j, i] = min(distances[j, i], distance)
+    np.fill_diagonal(distances, np.inf)
+    nearest = distances.argsort(axis=1)[:, : min(n_neighbors, n - 1)]
+    directed = np.zeros((n, n))
+    directed[np.arange(n)[:, None], nearest] = 1
+    graph = moved_knn_graph(views, n_neighbors)
+    np.testing.assert_array_equal(graph.toarray(), (directed + directed.T) / 2)
+    assert graph.dtype == np.float64
+
+
+def test_images_that_never_move_have_the_plain_graph():
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    np.testing.assert_array_equal(moved_knn_graph([X], 5).toarray(), knn_graph(X, 5).toarray())
+    assert moved_knn_graph([X[:1]]).toarray() == [[0.0]]
+
+
+def test_image_is_not_its_own_neighbour_where_others_are_the_same():
+    graph = moved_knn_graph([np.zeros((4, 2)), np.ones((4, 2))], 1).toarray()
+    np.testing.assert_array_equal(graph.diagonal(), 0)
+    assert graph.sum() == 4
 
 
 def test_neighbours_of_nndescent_make_the_graph(monkeypatch):

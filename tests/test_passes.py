@@ -76,7 +76,8 @@ def test_images_may_take_several_passes_and_be_fewer_than_fit_at_once(clock, cap
     assert messages(caplog) == ["at the speed of the first 20 images, they take about 4 s"]
 
 
-def test_fit_tells_its_passes_before_it_trains_anything(planted, caplog, monkeypatch):
+@pytest.mark.parametrize(("shift", "n_motions"), [(0, 0), (1, 13)])
+def test_fit_tells_its_passes_before_it_trains_anything(shift, n_motions, planted, caplog, monkeypatch):
     from skdiec._estimator import stages
 
     images, _ = planted()
@@ -90,14 +91,15 @@ def test_fit_tells_its_passes_before_it_trains_anything(planted, caplog, monkeyp
     monkeypatch.setattr(stages, "pretrain", train)
     model = DiffusionEmbeddedClustering(
         3, backbone=Pretraining(epochs=1, channels=(8,)), timestep=(50, 100), search_draws=2, n_draws=3, n_init=1,
-        max_epochs=1, random_state=0,
+        max_epochs=1, shift=shift, random_state=0,
     )  # fmt: skip
     with caplog.at_level(logging.INFO, "skdiec"):
         model.fit(images)
     extractor = FeatureExtractor(model.backbone_)
     share = 100 * max(extractor.layer_costs(model.layers_).values())
+    n_features = (3 + n_motions) * len(images)
     expected = (
-        f"ahead: at most {model.search_result_.n_forward:,} passes for the search and {3 * len(images):,} for the "
+        f"ahead: at most {model.search_result_.n_forward:,} passes for the search and {n_features:,} for the "
         f"features, each up to {share:.0f} % of {extractor.multiplications() / 1e9:.2g} billion multiplications"
     )
     assert model.search_result_.n_forward == 2 * 2 * len(images)

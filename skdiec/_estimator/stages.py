@@ -22,14 +22,16 @@ from skdiec._version import __version__
 from skdiec.activations import Cell
 from skdiec.backbones import Backbone, check_share_explained, pretrain
 from skdiec.cluster_number import MAX_CLUSTERS
-from skdiec.features import FeatureExtractor, suited_batch_size
-from skdiec.initialization import first_number, initialize
+from skdiec.features import FeatureExtractor, Motion, small_motions, suited_batch_size
+from skdiec.images import ImageSource
+from skdiec.initialization import first_number, initialize, projection_of
 from skdiec.parallel import in_parallel, library_defaults, one_blas_thread
 from skdiec.partition import cluster_tree, cut_over_noise
 from skdiec.passes import Passes, search_passes
 from skdiec.scores import normalized_cut
 from skdiec.search import SearchResult, search_cells
 from skdiec.storage import LatentCache
+from skdiec.training import Projection
 
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
@@ -38,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 _SHIFT_FROM_SIDE = 16
 """Sides from which images are moved by default: in smaller ones, a pixel is too much of what they show."""
+
+_MOVED_IMAGES = 5000
+"""Up to so many images are compared as they are moved. Among more, each has neighbours that lie as it does."""
 
 _SEARCH_COMPONENTS = 32
 _SEARCH_INIT = 2
@@ -104,21 +109,43 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
 
     with stages.stage("features", _EXTRACTION_STEPS) as steps:
         cached = dataclasses.replace(extractor, memory=memory)
-        timed = passes.timed(passes.n_features, at_once=extractor.at_once, per_image=model.n_draws, then=steps.report)
+        motions = _motions(model, source)
+        rounds = model.n_draws + len(motions)  # how often all images are passed
+
+        def part(first: int, count: int) -> Callable[[int, int], object]:
+            return lambda done, n_images: steps.report(first * n_images + count * done, rounds * n_images)
+
+        then = part(0, model.n_draws)
+        timed = passes.timed(passes.n_features, at_once=extractor.at_once, per_image=model.n_draws, then=then)
         features = cached.extract(source, [search.best], report=timed)[search.best]
-    features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
+        features = np.asarray(features)  # a memory map has another hash, in the cache, than the same numbers
+        with one_blas_thread:
+            projection = memory.cache(projection_of, ignore=["n_jobs"])(
+                __version__, features, model.n_components, seeds.start, model.n_jobs
+            )
+
+        def see(number: int) -> NDArray[np.float32]:
+            report = part(model.n_draws + number, 1)
+            return extractor.extract(source, [search.best], draw=0, motion=motions[number], report=report)[search.best]
+
+        key: tuple = (motions, model.n_components, seeds.start, __version__)
+        if memory.location is not None:
+            key = (source.fingerprint(), extractor.key(), search.best, *key)
+        moved = memory.cache(_project_moved, ignore=["see", "projection", "n_motions"])(
+            key, see, projection, len(motions)
+        )
     with stages.stage("partition"), one_blas_thread:
         start = memory.cache(initialize, ignore=["n_jobs"])(
             __version__,
-            features,
+            projection.project(features),
+            moved,
+            search.beside,
             model.n_clusters if setup.distinct is None else setup.distinct,
-            model.n_components,
             model.n_neighbors,
             model.neighbors_algorithm,
             model.init,
             model.n_init,
             model.gamma,
-            search.beside,
             seeds.start,
             model.n_jobs,
         )
@@ -134,7 +161,7 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
         }
     model.n_components_ = model._n_features_out = start.h.shape[1]
     with stages.stage("training", 0 if model.head is None else model.max_epochs) as steps:
-        train_head(model, extractor, source, start, seeds.head, steps)
+        train_head(model, extractor, source, projection, start, seeds.head, steps)
     model.fit_seconds_ = stages.seconds
 
     # A trained backbone has other features now.
@@ -175,11 +202,23 @@ def _get_backbone(model: DiffusionEmbeddedClustering, setup: Setup, steps: Steps
 
 
 def _extractor(model: DiffusionEmbeddedClustering, setup: Setup, backbone: Backbone) -> FeatureExtractor:
-    source, shift = setup.source, model.shift
-    if shift is None:
-        shift = int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
+    shift = _shift(model, setup.source)
     batch_size = model.inference_batch_size or suited_batch_size(backbone)
     return FeatureExtractor(backbone, model.n_draws, shift, setup.seeds.noise, batch_size, model.precision)
+
+
+def _shift(model: DiffusionEmbeddedClustering, source: ImageSource) -> int:
+    if model.shift is not None:
+        return model.shift
+    return int(min(source.shape[1:]) >= _SHIFT_FROM_SIDE and not source.format.is_table)
+
+
+def _motions(model: DiffusionEmbeddedClustering, source: ImageSource) -> list[Motion]:
+    """Return by which motions images are compared, if by any: where the graph decides, and there are few of them."""
+    is_graph = isinstance(model.init, str) and model.init == "graph"
+    if not is_graph or _shift(model, source) == 0 or len(source) > _MOVED_IMAGES:
+        return []
+    return small_motions(*source.shape[1:])
 
 
 def _first_number(model: DiffusionEmbeddedClustering, extractor: FeatureExtractor, setup: Setup) -> int:
@@ -210,7 +249,8 @@ def _passes_ahead(model: DiffusionEmbeddedClustering, setup: Setup) -> Passes:
         n_clusters=MAX_CLUSTERS if model.n_clusters == "auto" else model.n_clusters,
     )
     share = max(setup.costs.values())
-    return Passes(searched, len(setup.source) * model.n_draws, share, setup.multiplications)
+    features = len(setup.source) * (model.n_draws + len(_motions(model, setup.source)))
+    return Passes(searched, features, share, setup.multiplications)
 
 
 def _search(
@@ -255,6 +295,13 @@ def _search(
         return dataclasses.replace(found, beside=None)
     place = order.argsort()
     return dataclasses.replace(found, beside=found.beside[place][:, place])
+
+
+def _project_moved(
+    key: tuple, see: Callable[[int], NDArray[np.float32]], projection: Projection, n_motions: int
+) -> list[NDArray[np.float64]]:
+    # One after the other: before they are projected, features are wide. `key` stands for all that they depend on.
+    return [projection.project(see(number)) for number in range(n_motions)]
 
 
 def _run_search(

@@ -19,6 +19,7 @@ from skdiec.training import (
     Embedder,
     EmbeddingModel,
     FrozenEmbedder,
+    Projection,
     ResidualHead,
     TrainingConfig,
     TrainingState,
@@ -33,6 +34,7 @@ def train_head(
     model: DiffusionEmbeddedClustering,
     extractor: FeatureExtractor,
     source: ImageSource,
+    projection: Projection,
     start: Initialization,
     seed: int,
     steps: Steps,
@@ -48,7 +50,7 @@ def train_head(
         model._extractors.append(dataclasses.replace(extractor, backbone=model.backbone_))
         embedder: Embedder = BackboneEmbedder(
             CellFeatures(dataclasses.replace(model._extractors[1], latents=LatentCache()), source, model._cell),
-            start.projection,
+            projection,
             start.h,
             head,
             model.denoising_weight,
@@ -59,14 +61,14 @@ def train_head(
         embedder = FrozenEmbedder(start.h, cast("ResidualHead", head), device)  # "direct" trains the backbone
 
     def report(state: TrainingState) -> bool:
-        attributes = functools.partial(_attributes_at, model, state, start, head)
+        attributes = functools.partial(_attributes_at, model, state, projection, head)
         return steps.report(state.epoch, model.max_epochs, attributes, is_last=state.is_last)
 
     config = _training_config(model, len(source), seed)
     result = train(embedder, start.graph, start.labels, start.n_clusters, config, report)
     # As a loaded one is: kernels for weights that need gradients differ in the last bits.
     model.backbone_.network.requires_grad_(False)
-    model._model = EmbeddingModel(start.projection, head, result.centers, model.nu)
+    model._model = EmbeddingModel(projection, head, result.centers, model.nu)
     model.cluster_centers_ = model._model.centers
     model.history_ = result.history
     model.n_iter_ = result.n_epochs
@@ -96,10 +98,10 @@ def _training_config(model: DiffusionEmbeddedClustering, n_samples: int, seed: i
 
 
 def _attributes_at(
-    model: DiffusionEmbeddedClustering, state: TrainingState, start: Initialization, head: ResidualHead | None
+    model: DiffusionEmbeddedClustering, state: TrainingState, projection: Projection, head: ResidualHead | None
 ) -> dict[str, Any]:
     """Return what a fit would have set that had ended with an epoch of the training."""
-    embedding = EmbeddingModel(start.projection, copy.deepcopy(head), state.centers, model.nu)
+    embedding = EmbeddingModel(projection, copy.deepcopy(head), state.centers, model.nu)
     extractors = [dataclasses.replace(extractor, backbone=extractor.backbone.copy()) for extractor in model._extractors]
     extractors[-1].backbone.network.requires_grad_(False)
     return {

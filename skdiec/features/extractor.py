@@ -20,7 +20,7 @@ from skdiec.activations import Cell
 from skdiec.backbones import Backbone
 from skdiec.features import outline
 from skdiec.features.batch_sizes import BATCH_SIZE, ROW_MULTIPLE, n_passes, rounded_up
-from skdiec.features.draws import Draw, draws_of, moved
+from skdiec.features.draws import Draw, Motion, draws_of, moved
 from skdiec.features.running import Batch, computing_in, read_ahead, side_by_side
 from skdiec.images import ImageSource
 from skdiec.storage import LatentCache, empty_array
@@ -88,6 +88,10 @@ class FeatureExtractor:
         """Return the multiplications of a whole pass of one image."""
         return outline.multiplications(self.backbone)
 
+    def key(self) -> tuple:
+        """Return what features depend on, but for the images and what is asked for."""
+        return self.backbone.fingerprint(), self.n_draws, self.shift, self.seed, self.precision
+
     @property
     def at_once(self) -> int:
         """How many images are in passes side by side."""
@@ -101,6 +105,7 @@ class FeatureExtractor:
         *,
         rows: NDArray[np.integer] | None = None,
         draw: int | None = None,
+        motion: Motion | None = None,
         report: Callable[[int, int], object] | None = None,
     ) -> dict[Cell, NDArray[np.float32]]:
         """Extract the features of one timestep, all cells from the same passes.
@@ -114,6 +119,8 @@ class FeatureExtractor:
             Which images; None is all of them.
         draw : int, default=None
             Use this noise draw alone; None averages all.
+        motion : Motion, default=None
+            See the images moved so, whatever the draws say. None leaves it to them.
         report : callable, default=None
             Called as ``report(done, total)``, in images, after each batch.
 
@@ -131,16 +138,11 @@ class FeatureExtractor:
         if len({cell.timestep for cell in cells}) != 1:
             raise ValueError(f"cells must be of one timestep; got {sorted({cell.timestep for cell in cells})}")
         if self.memory.location is None:
-            return self._extract(source, cells, rows, draw, report)
-        key = (
-            source.fingerprint(),
-            self.backbone.fingerprint(),
-            tuple(cells),
-            None if rows is None else hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).data).hexdigest(),
-            (self.n_draws, self.shift, self.seed, draw, self.precision),
-        )
+            return self._extract(source, cells, rows, draw, motion, report)
+        which = None if rows is None else hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).data).hexdigest()
+        key = (source.fingerprint(), self.key(), tuple(cells), which, draw, motion)
         cached = self.memory.cache(_extract_cached, ignore=["extractor", "arguments"], verbose=0)
-        return cached(key, self, (source, cells, rows, draw, report))
+        return cached(key, self, (source, cells, rows, draw, motion, report))
 
     def _extract(
         self,
@@ -148,10 +150,13 @@ class FeatureExtractor:
         cells: Sequence[Cell],
         rows: NDArray[np.integer] | None,
         draw: int | None,
+        motion: Motion | None,
         report: Callable[[int, int], object] | None,
     ) -> dict[Cell, NDArray[np.float32]]:
         rows = np.arange(len(source)) if rows is None else np.asarray(rows)
         draws = self.draws() if draw is None else self.draws()[draw : draw + 1]
+        if motion is not None:
+            draws = [each._replace(motion=motion) for each in draws]
         features: dict[Cell, NDArray[np.float32]] = {}
         size = rounded_up(min(self.batch_size, len(rows)))
         network, device = self.backbone.network, self.backbone.device
@@ -165,8 +170,8 @@ class FeatureExtractor:
                 part, size = self.forward_in_parts(source, batch, cells, draws, size)
             return part
 
-        offsets = {draw.offset for draw in draws}
-        ahead = read_ahead(source, batches, device, lambda batch: self._are_encoded(source, batch, offsets))
+        motions = {draw.motion for draw in draws}
+        ahead = read_ahead(source, batches, device, lambda batch: self._are_encoded(source, batch, motions))
         with activations.evaluating(network):
             for part in side_by_side(forward, ahead, n_passes(self.backbone, size)):
                 count = len(part[cells[0]])
@@ -207,7 +212,7 @@ class FeatureExtractor:
 
     def encoded(
         self, source: ImageSource, rows: NDArray[np.integer], draws: Sequence[Draw], images: Tensor | None = None
-    ) -> dict[tuple[int, int], Tensor]:
+    ) -> dict[Motion, Tensor]:
         """Return what is noised: images as they are moved in some draws, prepared, and encoded.
 
         Parameters
@@ -221,28 +226,28 @@ class FeatureExtractor:
 
         Returns
         -------
-        dict of tuple to Tensor of shape (m, *input_shape)
-            For each offset of `draws`, on the backbone's device.
+        dict of Motion to Tensor of shape (m, *input_shape)
+            For each motion of `draws`, on the backbone's device.
         """
         backbone, latents = self.backbone, self.latents if self.backbone.encodes else None
-        encoded: dict[tuple[int, int], Tensor] = {}
-        for offset in {draw.offset for draw in draws}:
-            found = None if latents is None else latents.get(source, offset, rows)
+        encoded: dict[Motion, Tensor] = {}
+        for motion in {draw.motion for draw in draws}:
+            found = None if latents is None else latents.get(source, motion, rows)
             if found is not None:
-                encoded[offset] = torch.from_numpy(found).to(backbone.device)
+                encoded[motion] = torch.from_numpy(found).to(backbone.device)
                 continue
             if images is None:
                 images = torch.from_numpy(source.read(rows))
             images = images.to(backbone.device, non_blocking=True)
-            encoded[offset] = backbone.encode(backbone.prepare(moved(images, *offset)))
+            encoded[motion] = backbone.encode(backbone.prepare(moved(images, motion)))
             if latents is not None:
-                latents.put(source, offset, rows, encoded[offset].cpu().numpy())
+                latents.put(source, motion, rows, encoded[motion].cpu().numpy())
         return encoded
 
-    def _are_encoded(self, source: ImageSource, rows: NDArray[np.integer], offsets: Iterable[tuple[int, int]]) -> bool:
+    def _are_encoded(self, source: ImageSource, rows: NDArray[np.integer], motions: Iterable[Motion]) -> bool:
         if self.latents is None or not self.backbone.encodes:
             return False
-        return all(self.latents.has(source, offset, rows) for offset in offsets)
+        return all(self.latents.has(source, motion, rows) for motion in motions)
 
     def forward(self, images: Tensor, cells: Sequence[Cell], draws: Sequence[Draw]) -> dict[Cell, Tensor]:
         """Compute the features of one batch, differentiable where gradients are enabled.
@@ -260,19 +265,19 @@ class FeatureExtractor:
         -------
         dict of Cell to Tensor of shape (n, channels * pooling**2), float32
         """
-        backbone, offsets = self.backbone, {draw.offset for draw in draws}
-        x0 = {offset: backbone.encode(backbone.prepare(moved(images, *offset))) for offset in offsets}
+        backbone, motions = self.backbone, {draw.motion for draw in draws}
+        x0 = {motion: backbone.encode(backbone.prepare(moved(images, motion))) for motion in motions}
         return self.passes(x0, cells, draws, ROW_MULTIPLE)
 
     def passes(
-        self, encoded: Mapping[tuple[int, int], Tensor], cells: Sequence[Cell], draws: Sequence[Draw], multiple: int
+        self, encoded: Mapping[Motion, Tensor], cells: Sequence[Cell], draws: Sequence[Draw], multiple: int
     ) -> dict[Cell, Tensor]:
         """Return the features of what was encoded, by passes of a multiple of some number of rows."""
         backbone = self.backbone
         n = len(next(iter(encoded.values())))
         missing = -n % multiple
         if missing:
-            encoded = {offset: torch.cat([x0, x0[:1].expand(missing, *x0.shape[1:])]) for offset, x0 in encoded.items()}
+            encoded = {motion: torch.cat([x0, x0[:1].expand(missing, *x0.shape[1:])]) for motion, x0 in encoded.items()}
         timesteps = torch.full((n + missing,), cells[0].timestep, dtype=torch.long, device=backbone.device)
         wanted: dict[str, list[Cell]] = {}
         for cell in cells:
@@ -283,7 +288,7 @@ class FeatureExtractor:
 
         totals: dict[Cell, Tensor] = {}
         for draw in draws:
-            x0 = encoded[draw.offset]
+            x0 = encoded[draw.motion]
             x_t = backbone.add_noise(x0, draw.noise.expand_as(x0), timesteps)
             maps = activations.capture(
                 backbone.network,

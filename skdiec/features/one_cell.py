@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skdiec.activations import Cell
 from skdiec.features.batch_sizes import ROW_MULTIPLE
+from skdiec.features.draws import Motion
 from skdiec.features.extractor import FeatureExtractor
 from skdiec.features.running import Batch
 from skdiec.images import ImageSource
@@ -68,7 +69,7 @@ class CellFeatures:
     def denoising_loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return the denoising loss of some rows at random timesteps (L_Re)."""
         backbone = self.extractor.backbone
-        x0 = self.extractor.encoded(self.source, rows.cpu().numpy(), self.extractor.draws()[:1])[0, 0]
+        x0 = self.extractor.encoded(self.source, rows.cpu().numpy(), self.extractor.draws()[:1])[Motion()]
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         timesteps = torch.randint(backbone.max_timestep + 1, (len(x0),), generator=generator, device=x0.device)
         return backbone.denoising_loss(x0, noise, timesteps)
