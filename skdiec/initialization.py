@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +16,7 @@ from sklearn.metrics import pairwise_distances_argmin
 from skdiec.cluster_number import ClusterNumber, estimate_n_clusters
 from skdiec.graph import knn_graph, moved_knn_graph
 from skdiec.parallel import in_parallel
-from skdiec.partition import best_partition, initial_partition, kmeans_labels
+from skdiec.partition import CallAll, Partition, best_partition, initial_partition, kmeans_labels
 from skdiec.scores import balanced_cut, normalized_cut
 from skdiec.search import principal_components
 from skdiec.training import Projection
@@ -29,10 +30,16 @@ _OWN_WEIGHT = 2.0
 
 
 _AS_FAR_APART = 1.1
-"""Images are compared as they are moved where their clusters' cut is at most so many times as high then. Where it is
-higher, motions may bring images together that do not belong so, such as faces of several people in one pose."""
+"""Few images are compared as they are moved where their clusters' cut is at most so many times as high then. Where it
+is higher, motions may bring images together that do not belong so, such as faces of several people in one pose."""
 
 _QUICK_INIT = 3
+
+_VOTES = 10
+"""Rounds in which neighbours vote, at most. Nearly all labels are settled after three."""
+
+_OWN_VOTE = 0.1
+"""An image's own label decides where its neighbours are undecided."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ def initialize(
     version: str,
     h: NDArray[np.float64],
     moved: Sequence[NDArray[np.float64]],
+    moved_rows: NDArray[np.integer],
     beside: sparse.csr_array | None,
     n_clusters: int | NDArray[np.integer],
     n_neighbors: int,
@@ -106,9 +114,12 @@ def initialize(
         Of this library, for caches: another one may give another result.
     h : ndarray of shape (n, q), float64
         Projected features.
-    moved : sequence of ndarray of shape (n, q), float64
-        Projected features of the images as they are, then as each motion has moved them. Empty where images are not
-        compared so. The graph is that of `moved_knn_graph` where its clusters lie as far apart as those of `h`.
+    moved : sequence of ndarray of shape (m, q), float64
+        Projected features of some images as they are, then as each motion has moved them. Empty where images are not
+        compared so. Where these are all images, and clusters on the graph of `moved_knn_graph` lie as far apart as
+        those of `h`, it takes the place of the graph of `h`. Otherwise, the more stable partition of both is taken.
+    moved_rows : integer array of shape (m,)
+        Which images. The others get the labels of their neighbours.
     beside : sparse array of shape (n, n) or None
         Neighbourhood graphs of other representations, added up. A second initial partition is found on their sum with
         twice the features' own graph, and taken where it is the more stable one.
@@ -149,22 +160,60 @@ def initialize(
         run = functools.partial(kmeans_labels, h, n_clusters, n_init=n_init, seed=seed)
         (labels,) = in_parallel([run], 1)
     else:
-        cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-        find = functools.partial(initial_partition, h, n_clusters=n_clusters, cut=cut, n_init=n_init, seed=seed)
-        # Where a partition is found, and the graph that training goes on with.
-        graphs = [(graph, graph)]
-        if beside is not None:
-            graphs.append((sparse.csr_array(_OWN_WEIGHT * graph + beside), graph))
-        if moved:
-            alike = moved_knn_graph(moved, n_neighbors)
-            quick = functools.partial(best_partition, h, n_clusters=n_clusters, cut=normalized_cut, n_init=_QUICK_INIT)
-            cuts = [quick(each, seed=seed, call_all=side_by_side).cut for each in (alike, graph)]
-            lies_as_far_apart = cuts[0] <= _AS_FAR_APART * cuts[1]
-            graphs = [(alike, alike)] if lies_as_far_apart else [*graphs, (alike, alike)]
-        found = [(find(each, call_all=side_by_side), kept) for each, kept in graphs]
-        surest, graph = max(found, key=lambda pair: pair[0].stability)
+        surest, graph = _surest_partition(
+            h, graph, moved, moved_rows, beside, n_clusters, n_neighbors, n_init, balance, seed, side_by_side
+        )
         labels, stability = surest.labels, surest.stability
     return Initialization(h, graph, labels, stability, n_clusters, number)
+
+
+def _surest_partition(
+    h: NDArray[np.float64],
+    graph: sparse.csr_array,
+    moved: Sequence[NDArray[np.float64]],
+    rows: NDArray[np.integer],
+    beside: sparse.csr_array | None,
+    n_clusters: int,
+    n_neighbors: int,
+    n_init: int,
+    balance: float,
+    seed: int,
+    call_all: CallAll,
+) -> tuple[Partition, sparse.csr_array]:
+    """Return the most stable of several partitions, and the graph that training goes on with."""
+    ask: dict[str, Any] = {"n_clusters": n_clusters, "seed": seed, "call_all": call_all}
+    cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
+    find: Callable[..., Partition] = functools.partial(initial_partition, cut=cut, n_init=n_init, **ask)
+    quick: Callable[..., Partition] = functools.partial(best_partition, cut=normalized_cut, n_init=_QUICK_INIT, **ask)
+    alike = moved_knn_graph(moved, n_neighbors) if moved else graph
+    are_all = len(rows) == len(h)
+    if moved and are_all and quick(h, alike).cut <= _AS_FAR_APART * quick(h, graph).cut:
+        return find(h, alike), alike
+    found = [(find(h, graph), graph)]
+    if beside is not None:
+        found.append((find(h, sparse.csr_array(_OWN_WEIGHT * graph + beside)), graph))
+    if moved and are_all:
+        found.append((find(h, alike), alike))
+    elif moved:
+        partition = find(h[rows], alike)
+        found.append((replace(partition, labels=_spread(partition.labels, rows, h, graph)), graph))
+    return max(found, key=lambda pair: pair[0].stability)
+
+
+def _spread(
+    labels: NDArray[np.int32], rows: NDArray[np.integer], h: NDArray[np.float64], graph: sparse.csr_array
+) -> NDArray[np.int32]:
+    """Return labels of all rows that fit those of some: of the nearest mean first, then as most neighbours have it."""
+    spread = np.full(len(h), -1, dtype=np.int32)
+    spread[rows] = labels
+    spread = _completed(spread, h)
+    itself = sparse.csr_array(graph + _OWN_VOTE * sparse.eye_array(len(h)))
+    for _ in range(_VOTES):
+        votes = itself @ sparse.csr_array((np.ones(len(h)), spread, np.arange(len(h) + 1)))
+        before, spread = spread, votes.toarray().argmax(axis=1).astype(np.int32)
+        if (spread == before).all():
+            break
+    return spread
 
 
 def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:

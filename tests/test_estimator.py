@@ -866,8 +866,9 @@ def test_where_the_search_saw_all_images_other_representations_help_to_find_the_
     assert model.search_result_.beside is None
 
 
-def initialize_at(h, moved=(), beside=None, n_clusters=2, init="graph"):
-    return initialization.initialize("", h, moved, beside, n_clusters, 10, "exact", init, 4, 1.0, 0, 1)
+def initialize_at(h, moved=(), beside=None, rows=None):
+    rows = np.arange(len(h)) if rows is None else rows
+    return initialization.initialize("", h, moved, rows, beside, 2, 10, "exact", "graph", 4, 1.0, 0, 1)
 
 
 def test_images_are_compared_as_they_are_moved_where_their_clusters_lie_as_far_apart_then():
@@ -937,10 +938,58 @@ def test_who_sees_images_as_they_are_moved(parameters, are_moved, make_model, im
         assert_allclose(call.moved[-1], model._model.projection.project(matrix), atol=1e-5)
 
 
-def test_many_images_are_not_compared_as_they_are_moved(make_model, images, calls, monkeypatch):
-    monkeypatch.setattr(stages, "_MOVED_IMAGES", len(images) - 1)
-    make_model(head=None, shift=1).fit(images)
-    assert not any(call.motion for call in calls["extract"])
+def test_of_many_images_some_are_compared_as_they_are_moved(make_model, images, calls, monkeypatch):
+    monkeypatch.setattr(stages, "_MOVED_IMAGES", 20)
+    make_model(head=None, shift=1, random_state=3).fit(images)
+    seen = [call.rows for call in calls["extract"] if call.motion is not None]
+    (call,) = calls["initialize"]
+    assert len(seen) == 13
+    for rows in seen:
+        assert_array_equal(rows, call.moved_rows)
+    assert len(np.unique(rows)) == 20
+    assert rows.max() >= 20  # not the first ones
+    assert {matrix.shape[0] for matrix in call.moved} == {20}
+
+
+@pytest.mark.parametrize(("stabilities", "taken"), [((0.8, 0.9), "moved"), ((0.9, 0.8), "own"), ((0.9, 0.9), "own")])
+def test_partition_of_some_images_is_spread_over_all_where_it_is_more_stable(stabilities, taken, monkeypatch):
+    rng = np.random.default_rng(0)
+    kinds = np.tile([0, 1], 60)
+    h = np.stack([rng.normal(size=120), 9 * kinds + rng.normal(size=120)], axis=1)
+    rows = np.arange(0, 120, 3)
+    moved = [h[rows], h[rows] + 1]
+    coming, seen = iter(stabilities), []
+
+    def partition(h, graph, **options):
+        seen.append((h, graph.toarray()))
+        return Partition(initial_partition(h, graph, **options).labels, 1.0, "spectral", next(coming))
+
+    monkeypatch.setattr(initialization, "initial_partition", partition)
+    found = initialize_at(h, moved, rows=rows)
+    graphs = knn_graph(h, 10).toarray(), moved_knn_graph(moved, 10).toarray()
+    for (x, graph), expected, expected_graph in zip(seen, (h, h[rows]), graphs, strict=True):
+        assert_array_equal(x, expected)
+        assert_array_equal(graph, expected_graph)
+    assert found.stability == stabilities[("own", "moved").index(taken)]
+    assert same_partition(kinds, found.labels)
+    assert found.labels.dtype == np.int32
+    assert_array_equal(found.graph.toarray(), graphs[0])
+
+
+def test_labels_spread_to_the_nearest_mean_and_then_by_votes_of_neighbours():
+    # A chain: means alone put each image where it belongs.
+    h = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0], [13.0]])
+    path = sparse.csr_array(np.diag(np.ones(6), 1) + np.diag(np.ones(6), -1))
+    rows, labels = np.array([0, 6]), np.array([0, 1], dtype=np.int32)
+    assert_array_equal(initialization._spread(labels, rows, h, path), [0, 0, 0, 1, 1, 1, 1])
+    # A vote of two neighbours against one image that its mean misled.
+    odd = np.array([[0.0], [1.0], [9.0], [2.0], [10.0]])
+    ring = sparse.csr_array(
+        np.array([[0, 1, 1, 1, 0], [1, 0, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0.0]])
+    )
+    rows, labels = np.array([0, 4]), np.array([0, 1], dtype=np.int32)
+    assert_array_equal(initialization._completed(np.array([0, -1, -1, -1, 1], dtype=np.int32), odd), [0, 0, 1, 0, 1])
+    assert_array_equal(initialization._spread(labels, rows, odd, ring), [0, 0, 0, 0, 1])
 
 
 def test_moved_images_are_seen_once_where_there_is_a_cache(make_model, images, calls, tmp_path):

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 _SHIFT_FROM_SIDE = 16
 """Sides from which images are moved by default: in smaller ones, a pixel is too much of what they show."""
 
-_MOVED_IMAGES = 5000
-"""Up to so many images are compared as they are moved. Among more, each has neighbours that lie as it does."""
+_MOVED_IMAGES = 3000
+"""Images that are compared as they are moved, at most: each is passed thirteen times more."""
 
 _SEARCH_COMPONENTS = 32
 _SEARCH_INIT = 2
@@ -109,11 +109,11 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
 
     with stages.stage("features", _EXTRACTION_STEPS) as steps:
         cached = dataclasses.replace(extractor, memory=memory)
-        motions = _motions(model, source)
-        rounds = model.n_draws + len(motions)  # how often all images are passed
+        motions, rows = _motions(model, source), _moved_rows(source, seeds.start)
 
-        def part(first: int, count: int) -> Callable[[int, int], object]:
-            return lambda done, n_images: steps.report(first * n_images + count * done, rounds * n_images)
+        def part(n_before: int, count: int) -> Callable[[int, int], object]:
+            """Return what tells callbacks of passes after others, so many for each image."""
+            return lambda done, _: steps.report(n_before + count * done, passes.n_features)
 
         then = part(0, model.n_draws)
         timed = passes.timed(passes.n_features, at_once=extractor.at_once, per_image=model.n_draws, then=then)
@@ -125,10 +125,10 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
             )
 
         def see(number: int) -> NDArray[np.float32]:
-            report = part(model.n_draws + number, 1)
-            return extractor.extract(source, [search.best], draw=0, motion=motions[number], report=report)[search.best]
+            cells, then = [search.best], part(model.n_draws * len(source) + number * len(rows), 1)
+            return extractor.extract(source, cells, rows=rows, draw=0, motion=motions[number], report=then)[cells[0]]
 
-        key: tuple = (motions, model.n_components, seeds.start, __version__)
+        key: tuple = (motions, _MOVED_IMAGES, model.n_components, seeds.start, __version__)
         if memory.location is not None:
             key = (source.fingerprint(), extractor.key(), search.best, *key)
         moved = memory.cache(_project_moved, ignore=["see", "projection", "n_motions"])(
@@ -139,6 +139,7 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
             __version__,
             projection.project(features),
             moved,
+            rows,
             search.beside,
             model.n_clusters if setup.distinct is None else setup.distinct,
             model.n_neighbors,
@@ -214,11 +215,15 @@ def _shift(model: DiffusionEmbeddedClustering, source: ImageSource) -> int:
 
 
 def _motions(model: DiffusionEmbeddedClustering, source: ImageSource) -> list[Motion]:
-    """Return by which motions images are compared, if by any: where the graph decides, and there are few of them."""
+    """Return by which motions images are compared, if by any: where a graph decides, and shifts are wanted."""
     is_graph = isinstance(model.init, str) and model.init == "graph"
-    if not is_graph or _shift(model, source) == 0 or len(source) > _MOVED_IMAGES:
-        return []
-    return small_motions(*source.shape[1:])
+    return small_motions(*source.shape[1:]) if is_graph and _shift(model, source) > 0 else []
+
+
+def _moved_rows(source: ImageSource, seed: int) -> NDArray[np.integer]:
+    """Return which images are compared as they are moved."""
+    size = min(len(source), _MOVED_IMAGES)
+    return np.sort(np.random.default_rng(seed).choice(len(source), size, replace=False))
 
 
 def _first_number(model: DiffusionEmbeddedClustering, extractor: FeatureExtractor, setup: Setup) -> int:
@@ -249,7 +254,8 @@ def _passes_ahead(model: DiffusionEmbeddedClustering, setup: Setup) -> Passes:
         n_clusters=MAX_CLUSTERS if model.n_clusters == "auto" else model.n_clusters,
     )
     share = max(setup.costs.values())
-    features = len(setup.source) * (model.n_draws + len(_motions(model, setup.source)))
+    n_moved = len(_motions(model, setup.source)) * min(len(setup.source), _MOVED_IMAGES)
+    features = len(setup.source) * model.n_draws + n_moved
     return Passes(searched, features, share, setup.multiplications)
 
 
