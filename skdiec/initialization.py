@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from skdiec.partition import CallAll, Partition, best_partition, initial_partiti
 from skdiec.scores import balanced_cut, normalized_cut
 from skdiec.search import principal_components
 from skdiec.training import Projection
+
+logger = logging.getLogger(__name__)
 
 _SPREAD = 4.0
 """Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
@@ -188,16 +191,21 @@ def _surest_partition(
     alike = moved_knn_graph(moved, n_neighbors) if moved else graph
     are_all = len(rows) == len(h)
     if moved and are_all and quick(h, alike).cut <= _AS_FAR_APART * quick(h, graph).cut:
+        logger.info("initial partition: of images compared as they are moved, whose clusters lie as far apart")
         return find(h, alike), alike
-    found = [(find(h, graph), graph)]
+    found = {"plain": (find(h, graph), graph)}
     if beside is not None:
-        found.append((find(h, sparse.csr_array(_OWN_WEIGHT * graph + beside)), graph))
+        found["with other representations"] = find(h, sparse.csr_array(_OWN_WEIGHT * graph + beside)), graph
     if moved and are_all:
-        found.append((find(h, alike), alike))
+        found["of images compared as they are moved"] = find(h, alike), alike
     elif moved:
         partition = find(h[rows], alike)
-        found.append((replace(partition, labels=_spread(partition.labels, rows, h, graph)), graph))
-    return max(found, key=lambda pair: pair[0].stability)
+        spread = replace(partition, labels=_spread(partition.labels, rows, h, graph))
+        found[f"of {len(rows):,} images compared as they are moved"] = spread, graph
+    surest = max(found, key=lambda name: found[name][0].stability)
+    stabilities = ", ".join(f"{partition.stability:.3f} {name}" for name, (partition, _) in found.items())
+    logger.info("initial partition: %s (stability %s)", surest, stabilities)
+    return found[surest]
 
 
 def _spread(

@@ -901,7 +901,7 @@ def test_images_are_not_compared_so_where_motions_join_what_lies_apart():
         ((1.11, 1.0), {"own": 0.8, "beside": 0.8, "moved": 0.85}, "moved"),
     ],
 )
-def test_cut_and_then_stability_say_how_images_are_compared(cuts, stabilities, taken, monkeypatch):
+def test_cut_and_then_stability_say_how_images_are_compared(cuts, stabilities, taken, monkeypatch, caplog):
     h = np.random.default_rng(0).normal(size=(30, 2))
     moved, beside = [h, h[::-1]], knn_graph(h[:, :1], 5)
     coming, lowest, seen = iter(stabilities.values()), iter(cuts), []
@@ -912,7 +912,10 @@ def test_cut_and_then_stability_say_how_images_are_compared(cuts, stabilities, t
 
     monkeypatch.setattr(initialization, "initial_partition", partition)
     monkeypatch.setattr(initialization, "best_partition", lambda *_, **__: Partition(None, next(lowest), "spectral"))
-    found = initialize_at(h, moved, beside)
+    with caplog.at_level(logging.INFO, "skdiec"):
+        found = initialize_at(h, moved, beside)
+    told = {"own": "plain", "beside": "with other representations", "moved": "of images compared as they are moved"}
+    assert caplog.messages[-1].startswith(f"initial partition: {told[taken]}")
     own, alike = knn_graph(h, 10).toarray(), moved_knn_graph(moved, 10).toarray()
     graphs = {"own": own, "beside": 2 * own + beside.toarray(), "moved": alike}
     assert_allclose(seen, [graphs[name] for name in stabilities])
