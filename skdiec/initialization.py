@@ -24,6 +24,8 @@ from skdiec.training import Projection
 
 logger = logging.getLogger(__name__)
 
+_MOVED = "images compared as they are moved"
+
 _SPREAD = 4.0
 """Root mean square distance of projected features from their mean, on which depends how far a Student t kernel of unit
 width reaches."""
@@ -35,6 +37,9 @@ _OWN_WEIGHT = 2.0
 _AS_FAR_APART = 1.1
 """Few images are compared as they are moved where their clusters' cut is at most so many times as high then. Where it
 is higher, motions may bring images together that do not belong so, such as faces of several people in one pose."""
+
+_SURER_BY = 0.02
+"""Where it is higher, their partition must be more stable by so much: where all are stable, that says nothing."""
 
 _QUICK_INIT = 3
 
@@ -191,21 +196,23 @@ def _surest_partition(
     alike = moved_knn_graph(moved, n_neighbors) if moved else graph
     are_all = len(rows) == len(h)
     if moved and are_all and quick(h, alike).cut <= _AS_FAR_APART * quick(h, graph).cut:
-        logger.info("initial partition: of images compared as they are moved, whose clusters lie as far apart")
+        logger.info("initial partition: of %s, whose clusters lie as far apart", _MOVED)
         return find(h, alike), alike
-    found = {"plain": (find(h, graph), graph)}
+    found = {"images as they are": find(h, graph)}
     if beside is not None:
-        found["with other representations"] = find(h, sparse.csr_array(_OWN_WEIGHT * graph + beside)), graph
-    if moved and are_all:
-        found["of images compared as they are moved"] = find(h, alike), alike
-    elif moved:
-        partition = find(h[rows], alike)
-        spread = replace(partition, labels=_spread(partition.labels, rows, h, graph))
-        found[f"of {len(rows):,} images compared as they are moved"] = spread, graph
-    surest = max(found, key=lambda name: found[name][0].stability)
-    stabilities = ", ".join(f"{partition.stability:.3f} {name}" for name, (partition, _) in found.items())
-    logger.info("initial partition: %s (stability %s)", surest, stabilities)
-    return found[surest]
+        found["several representations"] = find(h, sparse.csr_array(_OWN_WEIGHT * graph + beside))
+    surest = max(found, key=lambda name: found[name].stability)
+    if moved:
+        found[_MOVED] = find(h[rows], alike)
+        if found[_MOVED].stability >= found[surest].stability + _SURER_BY:
+            surest = _MOVED
+    stabilities = ", ".join(f"{partition.stability:.3f} of {name}" for name, partition in found.items())
+    logger.info("initial partition: of %s (stability %s)", surest, stabilities)
+    if surest != _MOVED:
+        return found[surest], graph
+    if are_all:
+        return found[surest], alike
+    return replace(found[surest], labels=_spread(found[surest].labels, rows, h, graph)), graph
 
 
 def _spread(
