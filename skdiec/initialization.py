@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,15 @@ _OWN_WEIGHT = 2.0
 
 
 _AS_FAR_APART = 1.1
-"""Few images are compared as they are moved where their clusters' cut is at most so many times as high then. Where it
-is higher, motions may bring images together that do not belong so, such as faces of several people in one pose."""
+"""Where comparing images as they are moved raises the cut of their clusters by more than this factor, motions may bring
+together what does not belong so, such as faces of several people in one pose. Up to it, images as they are say less."""
 
 _SURER_BY = 0.02
-"""Where it is higher, their partition must be more stable by so much: where all are stable, that says nothing."""
+"""Where the cut is raised, the partition must be more stable by so much: where all are stable, that says nothing."""
+
+_FEW_IMAGES, _RUNS, _APART = 3000, 3, 100
+"""Of up to so many images, each partition is found so many times, and the most stable one taken. Seeds lie apart, since
+starts within a run count on from its seed."""
 
 _QUICK_INIT = 3
 
@@ -189,23 +194,27 @@ def _surest_partition(
     call_all: CallAll,
 ) -> tuple[Partition, sparse.csr_array]:
     """Return the most stable of several partitions, and the graph that training goes on with."""
-    ask: dict[str, Any] = {"n_clusters": n_clusters, "seed": seed, "call_all": call_all}
     cut = functools.partial(balanced_cut, n_clusters=n_clusters, balance=balance)
-    find: Callable[..., Partition] = functools.partial(initial_partition, cut=cut, n_init=n_init, **ask)
-    quick: Callable[..., Partition] = functools.partial(best_partition, cut=normalized_cut, n_init=_QUICK_INIT, **ask)
-    alike = moved_knn_graph(moved, n_neighbors) if moved else graph
+    n_runs = min(_RUNS, n_init) if len(h) <= _FEW_IMAGES else 1
+
+    def find(x: NDArray[np.float64], each: sparse.csr_array) -> Partition:
+        run = functools.partial(initial_partition, x, each, n_clusters, cut, n_init=n_init, call_all=call_all)
+        return max((run(seed=seed + _APART * number) for number in range(n_runs)), key=attrgetter("stability"))
+
+    def lowest(each: sparse.csr_array) -> float:
+        options: dict[str, Any] = {"n_init": _QUICK_INIT, "seed": seed, "call_all": call_all}
+        return best_partition(h, each, n_clusters, normalized_cut, **options).cut
+
     are_all = len(rows) == len(h)
-    if moved and are_all and quick(h, alike).cut <= _AS_FAR_APART * quick(h, graph).cut:
-        logger.info("initial partition: of %s, whose clusters lie as far apart", _MOVED)
-        return find(h, alike), alike
-    found = {"images as they are": find(h, graph)}
+    alike = moved_knn_graph(moved, n_neighbors) if moved else graph
+    lies_as_far_apart = bool(moved) and are_all and lowest(alike) <= _AS_FAR_APART * lowest(graph)
+    found = {} if lies_as_far_apart else {"images as they are": find(h, graph)}
     if beside is not None:
         found["several representations"] = find(h, sparse.csr_array(_OWN_WEIGHT * graph + beside))
-    surest = max(found, key=lambda name: found[name].stability)
     if moved:
         found[_MOVED] = find(h[rows], alike)
-        if found[_MOVED].stability >= found[surest].stability + _SURER_BY:
-            surest = _MOVED
+    less = {} if lies_as_far_apart else {_MOVED: _SURER_BY}
+    surest = max(found, key=lambda name: found[name].stability - less.get(name, 0.0))
     stabilities = ", ".join(f"{partition.stability:.3f} of {name}" for name, partition in found.items())
     logger.info("initial partition: of %s (stability %s)", surest, stabilities)
     if surest != _MOVED:

@@ -848,6 +848,7 @@ def partitioned(monkeypatch):
         seen.append((h, graph))
         return initial_partition(h, graph, *args, **kwargs)
 
+    monkeypatch.setattr(initialization, "_RUNS", 1)
     monkeypatch.setattr(initialization, "initial_partition", watched)
     return seen
 
@@ -866,9 +867,26 @@ def test_where_the_search_saw_all_images_other_representations_help_to_find_the_
     assert model.search_result_.beside is None
 
 
-def initialize_at(h, moved=(), beside=None, rows=None):
+@pytest.mark.parametrize(("n_init", "few", "n_runs"), [(4, 30, 3), (2, 30, 2), (4, 29, 1)])
+def test_of_few_images_the_most_stable_of_several_partitions_is_taken(n_init, few, n_runs, monkeypatch):
+    h, seeds = np.random.default_rng(0).normal(size=(30, 2)), []
+    stabilities = (0.7, 0.9, 0.8)
+
+    def partition(h, graph, n_clusters, cut, *, seed, **options):
+        seeds.append(seed)
+        return Partition(np.full(30, len(seeds)), 1.0, "spectral", stabilities[len(seeds) - 1])
+
+    monkeypatch.setattr(initialization, "initial_partition", partition)
+    monkeypatch.setattr(initialization, "_FEW_IMAGES", few)
+    found = initialize_at(h, n_init=n_init)
+    assert len(set(seeds)) == len(seeds) == n_runs
+    assert found.stability == max(stabilities[:n_runs])
+    assert set(found.labels) == {1 + stabilities.index(found.stability)}
+
+
+def initialize_at(h, moved=(), beside=None, rows=None, n_init=4):
     rows = np.arange(len(h)) if rows is None else rows
-    return initialization.initialize("", h, moved, rows, beside, 2, 10, "exact", "graph", 4, 1.0, 0, 1)
+    return initialization.initialize("", h, moved, rows, beside, 2, 10, "exact", "graph", n_init, 1.0, 0, 1)
 
 
 def test_images_are_compared_as_they_are_moved_where_their_clusters_lie_as_far_apart_then():
@@ -895,7 +913,8 @@ def test_images_are_not_compared_so_where_motions_join_what_lies_apart():
 @pytest.mark.parametrize(
     ("cuts", "stabilities", "taken"),
     [
-        ((1.09, 1.0), {"moved": 0.1}, "moved"),
+        ((1.09, 1.0), {"beside": 0.8, "moved": 0.81}, "moved"),
+        ((1.09, 1.0), {"beside": 0.9, "moved": 0.89}, "beside"),
         ((1.11, 1.0), {"own": 0.9, "beside": 0.8, "moved": 0.85}, "own"),
         ((1.11, 1.0), {"own": 0.8, "beside": 0.9, "moved": 0.85}, "beside"),
         ((1.11, 1.0), {"own": 0.8, "beside": 0.8, "moved": 0.83}, "moved"),
@@ -907,10 +926,11 @@ def test_cut_and_then_stability_say_how_images_are_compared(cuts, stabilities, t
     moved, beside = [h, h[::-1]], knn_graph(h[:, :1], 5)
     coming, lowest, seen = iter(stabilities.values()), iter(cuts), []
 
-    def partition(h, graph, **options):
+    def partition(h, graph, *_, **__):
         seen.append(graph.toarray())
         return Partition(np.full(30, len(seen)), 1.0, "spectral", next(coming))
 
+    monkeypatch.setattr(initialization, "_RUNS", 1)
     monkeypatch.setattr(initialization, "initial_partition", partition)
     monkeypatch.setattr(initialization, "best_partition", lambda *_, **__: Partition(None, next(lowest), "spectral"))
     with caplog.at_level(logging.INFO, "skdiec"):
@@ -968,10 +988,11 @@ def test_partition_of_some_images_is_spread_over_all_where_it_is_more_stable(sta
     moved = [h[rows], h[rows] + 1]
     coming, seen = iter(stabilities), []
 
-    def partition(h, graph, **options):
+    def partition(h, graph, *args, **options):
         seen.append((h, graph.toarray()))
-        return Partition(initial_partition(h, graph, **options).labels, 1.0, "spectral", next(coming))
+        return Partition(initial_partition(h, graph, *args, **options).labels, 1.0, "spectral", next(coming))
 
+    monkeypatch.setattr(initialization, "_RUNS", 1)
     monkeypatch.setattr(initialization, "initial_partition", partition)
     found = initialize_at(h, moved, rows=rows)
     graphs = knn_graph(h, 10).toarray(), moved_knn_graph(moved, 10).toarray()
@@ -1015,6 +1036,7 @@ def test_the_more_stable_partition_is_taken(stabilities, taken, make_model, imag
         for place, stability in enumerate(stabilities)
     ]
     coming = iter(found)
+    monkeypatch.setattr(initialization, "_RUNS", 1)
     monkeypatch.setattr(initialization, "initial_partition", lambda *args, **kwargs: next(coming))
     model = make_model(pooling=(2, 4), head=None).fit(images)
     assert_array_equal(model.initial_labels_, found[taken].labels)
