@@ -383,13 +383,14 @@ def test_images_are_encoded_once_for_all_of_a_search(tiny_folders, images, monke
     settings = {"pooling": 1, "n_init": 2, "max_epochs": 2, "warmup_epochs": 1, "random_state": 0}
     backbone = load("Stable Diffusion 1", tiny_folders)
     DiffusionEmbeddedClustering(2, backbone=backbone, n_draws=3, shift=1, search_draws=2, **settings).fit(images)
-    # The guard, the search's two views of the images, and three of the chosen cell, whatever the 8 timesteps are.
-    assert sum(counts) == 20 + 2 * 20 + 3 * 20
+    # The guard, the search's two views of the images, three of the chosen cell, whatever the 8 timesteps are, and 13 to
+    # compare images as they are moved.
+    assert sum(counts) == 20 + 2 * 20 + 3 * 20 + 13 * 20
     counts.clear()
     trained = {"layer": "mid_block", "timestep": 50, "head": "direct", "train_backbone": True, "max_epochs": 4}
     DiffusionEmbeddedClustering(2, backbone=backbone, n_draws=2, shift=1, **{**settings, **trained}).fit(images)
-    # The guard, the search, two views of the cell, both in training, and both once more to embed.
-    assert sum(counts) == 20 + 20 + 2 * 20 + 2 * 20 + 2 * 20
+    # The guard, the search, two views of the cell, the moved ones, both in training, and both once more to embed.
+    assert sum(counts) == 20 + 20 + 2 * 20 + 13 * 20 + 2 * 20 + 2 * 20
 
 
 def test_features_of_kept_latents_are_the_same(tiny_folders, images):  # noqa: F811
