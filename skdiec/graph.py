@@ -17,16 +17,24 @@ _EXACT_BELOW = 4096
 
 
 def knn_graph(
-    X: ArrayLike, n_neighbors: int = 10, *, algorithm: str = "exact", n_jobs: int | None = None, seed: int = 0
+    X: ArrayLike,
+    n_neighbors: int = 10,
+    *,
+    metric: str = "euclidean",
+    algorithm: str = "exact",
+    n_jobs: int | None = None,
+    seed: int = 0,
 ) -> sparse.csr_array:
     """Build the symmetric k-nearest-neighbour graph of some rows.
 
     Parameters
     ----------
-    X : array-like of shape (n, d)
-        Features; Euclidean distance.
+    X : array-like of shape (n, d), or (n, n)
+        Features, or distances where `metric` says so.
     n_neighbors : int, default=10
         Neighbours of each row, itself left out; at most n - 1 are used.
+    metric : {"euclidean", "precomputed"}, default="euclidean"
+        ``"precomputed"``: X are distances, whose diagonal is 0. Their search is exact.
     algorithm : {"exact", "nndescent"}, default="exact"
         ``"exact"`` is scikit-learn's search, whose time grows with the square of n; ``"nndescent"`` is pynndescent's,
         which finds nearly all of the nearest neighbours in time that grows about in proportion to n, after half a
@@ -52,10 +60,10 @@ def knn_graph(
     n_neighbors = min(n_neighbors, len(X) - 1)
     if n_neighbors < 1:
         return sparse.csr_array((len(X), len(X)), dtype=np.float64)
-    if algorithm == "nndescent" and len(X) >= _EXACT_BELOW:
+    if algorithm == "nndescent" and metric == "euclidean" and len(X) >= _EXACT_BELOW:
         directed = _approximate_neighbors(X, n_neighbors, n_jobs, seed)
     else:
-        search = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=n_jobs).fit(X)
+        search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric, n_jobs=n_jobs).fit(X)
         directed = sparse.csr_array(search.kneighbors_graph())
     return sparse.csr_array((directed + directed.T) / 2)
 
@@ -87,18 +95,13 @@ def moved_knn_graph(views: Sequence[ArrayLike], n_neighbors: int = 10) -> sparse
            [1. , 0. , 0. ]])
     """
     still = np.asarray(views[0], dtype=np.float64)
-    n_neighbors = min(n_neighbors, len(still) - 1)
-    if n_neighbors < 1:
-        return sparse.csr_array((len(still), len(still)), dtype=np.float64)
     nearest = np.full((len(still), len(still)), np.inf)
     for view in views:
         distances = euclidean_distances(still, np.asarray(view, dtype=np.float64))
         np.minimum(nearest, distances, out=nearest)
         np.minimum(nearest, distances.T, out=nearest)
     np.fill_diagonal(nearest, 0.0)  # an image is not its own neighbour, whatever its moved views are
-    search = NearestNeighbors(n_neighbors=n_neighbors, metric="precomputed").fit(nearest)
-    directed = sparse.csr_array(search.kneighbors_graph())
-    return sparse.csr_array((directed + directed.T) / 2)
+    return knn_graph(nearest, n_neighbors, metric="precomputed")
 
 
 def _approximate_neighbors(X: NDArray, n_neighbors: int, n_jobs: int | None, seed: int) -> sparse.csr_array:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +32,6 @@ width reaches."""
 
 _OWN_WEIGHT = 2.0
 """Weight of the features' own graph beside those of other representations, which are of one noise draw each."""
-
 
 _AS_FAR_APART = 1.1
 """Where comparing images as they are moved raises the cut of their clusters by more than this factor, motions may bring
@@ -61,10 +59,8 @@ class Initialization:
 
     Attributes
     ----------
-    h : ndarray of shape (n, q), float64
-        Projected features.
     graph : sparse array of shape (n, n)
-        Their neighbourhood graph.
+        The neighbourhood graph.
     labels : ndarray of shape (n,), int32
         The initial partition.
     stability : float
@@ -74,7 +70,6 @@ class Initialization:
         How `n_clusters` was found, where it was.
     """
 
-    h: NDArray[np.float64]
     graph: sparse.csr_array
     labels: NDArray[np.int32]
     stability: float
@@ -130,7 +125,7 @@ def initialize(
     moved : sequence of ndarray of shape (m, q), float64
         Projected features of some images as they are, then as each motion has moved them. Empty where images are not
         compared so. Where these are all images, and clusters on the graph of `moved_knn_graph` lie as far apart as
-        those of `h`, it takes the place of the graph of `h`. Otherwise, the more stable partition of both is taken.
+        those of `h`, it takes the place of the graph of `h`. Otherwise, its partition must be clearly more stable.
     moved_rows : integer array of shape (m,)
         Which images. The others get the labels of their neighbours.
     beside : sparse array of shape (n, n) or None
@@ -177,7 +172,7 @@ def initialize(
             h, graph, moved, moved_rows, beside, n_clusters, n_neighbors, n_init, balance, seed, side_by_side
         )
         labels, stability = surest.labels, surest.stability
-    return Initialization(h, graph, labels, stability, n_clusters, number)
+    return Initialization(graph, labels, stability, n_clusters, number)
 
 
 def _surest_partition(
@@ -202,8 +197,7 @@ def _surest_partition(
         return max((run(seed=seed + _APART * number) for number in range(n_runs)), key=attrgetter("stability"))
 
     def lowest(each: sparse.csr_array) -> float:
-        options: dict[str, Any] = {"n_init": _QUICK_INIT, "seed": seed, "call_all": call_all}
-        return best_partition(h, each, n_clusters, normalized_cut, **options).cut
+        return best_partition(h, each, n_clusters, normalized_cut, n_init=_QUICK_INIT, seed=seed, call_all=call_all).cut
 
     are_all = len(rows) == len(h)
     alike = moved_knn_graph(moved, n_neighbors) if moved else graph

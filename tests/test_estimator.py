@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import functools
 import inspect
 import logging
@@ -867,6 +866,11 @@ def test_where_the_search_saw_all_images_other_representations_help_to_find_the_
     assert model.search_result_.beside is None
 
 
+def initialize_at(h, moved=(), beside=None, rows=None, n_init=4):
+    rows = np.arange(len(h)) if rows is None else rows
+    return initialization.initialize("", h, moved, rows, beside, 2, 10, "exact", "graph", n_init, 1.0, 0, 1)
+
+
 @pytest.mark.parametrize(("n_init", "few", "n_runs"), [(4, 30, 3), (2, 30, 2), (4, 29, 1)])
 def test_of_few_images_the_most_stable_of_several_partitions_is_taken(n_init, few, n_runs, monkeypatch):
     h, seeds = np.random.default_rng(0).normal(size=(30, 2)), []
@@ -882,11 +886,6 @@ def test_of_few_images_the_most_stable_of_several_partitions_is_taken(n_init, fe
     assert len(set(seeds)) == len(seeds) == n_runs
     assert found.stability == max(stabilities[:n_runs])
     assert set(found.labels) == {1 + stabilities.index(found.stability)}
-
-
-def initialize_at(h, moved=(), beside=None, rows=None, n_init=4):
-    rows = np.arange(len(h)) if rows is None else rows
-    return initialization.initialize("", h, moved, rows, beside, 2, 10, "exact", "graph", n_init, 1.0, 0, 1)
 
 
 def test_images_are_compared_as_they_are_moved_where_their_clusters_lie_as_far_apart_then():
@@ -961,7 +960,7 @@ def test_who_sees_images_as_they_are_moved(parameters, are_moved, make_model, im
     (call,) = calls["initialize"]
     assert len(call.moved) == len(seen)
     if are_moved:
-        extractor = dataclasses.replace(model._extractors[0])
+        (extractor,) = model._extractors
         matrix = extractor.extract(as_image_source(images), [model._cell], draw=0, motion=seen[-1])[model._cell]
         assert_allclose(call.moved[-1], model._model.projection.project(matrix), atol=1e-5)
 

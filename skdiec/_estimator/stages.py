@@ -124,20 +124,19 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
                 __version__, features, model.n_components, seeds.start, model.n_jobs
             )
 
-        def see(number: int) -> NDArray[np.float32]:
+        def see(number: int, motion: Motion) -> NDArray[np.float32]:
             cells, then = [search.best], part(model.n_draws * len(source) + number * len(rows), 1)
-            return extractor.extract(source, cells, rows=rows, draw=0, motion=motions[number], report=then)[cells[0]]
+            return extractor.extract(source, cells, rows=rows, draw=0, motion=motion, report=then)[cells[0]]
 
-        key: tuple = (motions, _MOVED_IMAGES, model.n_components, seeds.start, __version__)
+        key: tuple = (_MOVED_IMAGES, model.n_components, seeds.start, __version__)
         if memory.location is not None:
             key = (source.fingerprint(), extractor.key(), search.best, *key)
-        moved = memory.cache(_project_moved, ignore=["see", "projection", "n_motions"])(
-            key, see, projection, len(motions)
-        )
+        moved = memory.cache(_project_moved, ignore=["see", "projection"])(key, motions, see, projection)
     with stages.stage("partition"), one_blas_thread:
+        h = projection.project(features)
         start = memory.cache(initialize, ignore=["n_jobs"])(
             __version__,
-            projection.project(features),
+            h,
             moved,
             rows,
             search.beside,
@@ -160,9 +159,9 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
             "modularity": start.number.modularities,
             "score": start.number.scores,
         }
-    model.n_components_ = model._n_features_out = start.h.shape[1]
+    model.n_components_ = model._n_features_out = h.shape[1]
     with stages.stage("training", 0 if model.head is None else model.max_epochs) as steps:
-        train_head(model, extractor, source, projection, start, seeds.head, steps)
+        train_head(model, extractor, source, projection, h, start, seeds.head, steps)
     model.fit_seconds_ = stages.seconds
 
     # A trained backbone has other features now.
@@ -170,9 +169,7 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
     assigned = model._model.assign(model.embedding_)
     model.labels_, model.probabilities_ = assigned.argmax(axis=1).astype(np.int32), assigned.max(axis=1)
     tree = functools.partial(cluster_tree, model.embedding_, start.graph, model.labels_, seed=seeds.start)
-    compare = functools.partial(
-        cut_over_noise, start.h, model.labels_, model.n_neighbors, normalized_cut, seed=seeds.start
-    )
+    compare = functools.partial(cut_over_noise, h, model.labels_, model.n_neighbors, normalized_cut, seed=seeds.start)
     found: list[Any] = in_parallel([tree, compare], 1)
     (model.fine_labels_, model.linkage_), model.cut_over_noise_ = found
 
@@ -304,10 +301,18 @@ def _search(
 
 
 def _project_moved(
-    key: tuple, see: Callable[[int], NDArray[np.float32]], projection: Projection, n_motions: int
+    key: tuple,
+    motions: Sequence[Motion],
+    see: Callable[[int, Motion], NDArray[np.float32]],
+    projection: Projection,
 ) -> list[NDArray[np.float64]]:
-    # One after the other: before they are projected, features are wide. `key` stands for all that they depend on.
-    return [projection.project(see(number)) for number in range(n_motions)]
+    # One after the other: before they are projected, features are wide. `key` stands for all else that they depend on.
+    projected = []
+    for number, motion in enumerate(motions):
+        seen = see(number, motion)
+        with one_blas_thread:  # not around the passes, which have all threads
+            projected.append(projection.project(seen))
+    return projected
 
 
 def _run_search(

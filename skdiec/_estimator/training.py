@@ -8,6 +8,7 @@ import functools
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skdiec._callbacks import Steps
 from skdiec.features import CellFeatures, FeatureExtractor
@@ -35,6 +36,7 @@ def train_head(
     extractor: FeatureExtractor,
     source: ImageSource,
     projection: Projection,
+    h: NDArray[np.float64],
     start: Initialization,
     seed: int,
     steps: Steps,
@@ -42,7 +44,7 @@ def train_head(
     """Train what `head` and `train_backbone` ask for; set the model and its history."""
     model._extractors = [extractor]
     # Untrained, a residual head is the identity, which is what head=None asks for.
-    head = None if model.head == "direct" else ResidualHead(start.h.shape[1], model.hidden_size, seed=seed)
+    head = None if model.head == "direct" else ResidualHead(h.shape[1], model.hidden_size, seed=seed)
     device = extractor.backbone.device
     if model.train_backbone:
         model.backbone_ = extractor.backbone.copy(device)
@@ -51,14 +53,14 @@ def train_head(
         embedder: Embedder = BackboneEmbedder(
             CellFeatures(dataclasses.replace(model._extractors[1], latents=LatentCache()), source, model._cell),
             projection,
-            start.h,
+            h,
             head,
             model.denoising_weight,
             device,
             seed,
         )
     else:
-        embedder = FrozenEmbedder(start.h, cast("ResidualHead", head), device)  # "direct" trains the backbone
+        embedder = FrozenEmbedder(h, cast("ResidualHead", head), device)  # "direct" trains the backbone
 
     def report(state: TrainingState) -> bool:
         attributes = functools.partial(_attributes_at, model, state, projection, head)
