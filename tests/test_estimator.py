@@ -1289,11 +1289,12 @@ def test_parameters_arrive(names, make_model, make_unet, images, calls, tmp_path
 @pytest.mark.parametrize(
     ("n", "others", "batch_size", "learning_rate"),
     [
-        (64, {}, 128, 3e-3),
-        (2400, {}, 150, 3e-3 * 150 / 128),
-        (8300, {}, 512, 1.2e-2),
-        (2400, {"learning_rate": 0.5}, 150, 0.5),
-        (64, {"batch_size": 32}, 32, 7.5e-4),
+        (64, {}, 32, 3e-3),
+        (2400, {}, 37, 3e-3),
+        (12800, {}, 200, 3e-3 * 200 / 128),
+        (33000, {}, 512, 1.2e-2),
+        (12800, {"learning_rate": 0.5}, 200, 0.5),
+        (64, {"batch_size": 64}, 64, 3e-3),
         (2400, {"train_backbone": True}, 128, 3e-3),
     ],
 )

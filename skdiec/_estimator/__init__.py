@@ -199,11 +199,11 @@ class DiffusionEmbeddedClustering(
         end at the same accuracy without.
 
     batch_size : int, default=None
-        Images per training step. None is a sixteenth of the images, from 128 to 512; with `train_backbone`, where
-        memory grows with it, 128.
+        Images per training step. None is as many as give 64 steps an epoch, from 32 to 512; with `train_backbone`,
+        where memory grows with it, 128.
 
     learning_rate : float, default=None
-        Step size of Adam for head and centres. None is 3e-3 for a `batch_size` of 128, and in proportion for others.
+        Step size of Adam for head and centres. None is 3e-3, and for a `batch_size` above 128 in proportion more.
 
     backbone_learning_rate : float, default=1e-4
         Step size of Adam for the backbone, with `train_backbone`.

@@ -30,6 +30,13 @@ from skdiec.training import (
 if TYPE_CHECKING:
     from skdiec._estimator import DiffusionEmbeddedClustering
 
+_BATCH, _SMALLEST, _LARGEST = 128, 32, 512
+"""Images of a training step: with the backbone, and of a head alone at least and at most."""
+
+_STEPS = 64
+"""Steps that an epoch of the head has at least, where its batches are not the smallest: with fewer, many clusters of
+few images are not learned."""
+
 
 def train_head(
     model: DiffusionEmbeddedClustering,
@@ -80,8 +87,8 @@ def train_head(
 def _training_config(model: DiffusionEmbeddedClustering, n_samples: int, seed: int) -> TrainingConfig:
     batch_size = model.batch_size
     if batch_size is None:
-        batch_size = 128 if model.train_backbone else min(max(128, n_samples // 16), 512)
-    batch_size = min(batch_size, max(128, n_samples))
+        batch_size = _BATCH if model.train_backbone else min(max(_SMALLEST, n_samples // _STEPS), _LARGEST)
+    batch_size = min(batch_size, max(_BATCH, n_samples))
     return TrainingConfig(
         alpha=model.alpha,
         beta=model.beta,
@@ -90,7 +97,7 @@ def _training_config(model: DiffusionEmbeddedClustering, n_samples: int, seed: i
         max_epochs=0 if model.head is None else model.max_epochs,
         warmup_epochs=model.warmup_epochs,
         batch_size=batch_size,
-        learning_rate=3e-3 * batch_size / 128 if model.learning_rate is None else model.learning_rate,
+        learning_rate=3e-3 * max(1, batch_size / _BATCH) if model.learning_rate is None else model.learning_rate,
         backbone_learning_rate=model.backbone_learning_rate,
         tol=model.tol,
         update_interval=model.update_interval,
