@@ -18,6 +18,7 @@ import numpy as np
 import pretraining
 import robustness
 from accuracy import NAMES
+from accuracy import results_of as accuracy_of
 from common import BACKBONES, RESULTS, add_data_options
 
 from skdiec import DiffusionEmbeddedClustering
@@ -155,19 +156,25 @@ def draw_epochs(name: str, data: Any, model: DiffusionEmbeddedClustering, settin
 
 
 def draw_price() -> None:
-    """Draw the accuracy that pretraining seconds buy."""
+    """Draw the accuracy that seconds buy, from raw pixels to labels, beside that of other methods."""
     results = pretraining.results_of()
-    names = [name for name in pretraining.CURVE if results.find(dataset=name, recipe="defaults")]
-    if not names:
-        return
     figure, axis = plt.subplots(figsize=(7, 4))
-    for name in names:
+    for number, name in enumerate(name for name in pretraining.CURVE if results.find(dataset=name, recipe="defaults")):
         groups: dict[int, list[tuple[float, float]]] = {}
         for row in results.find(dataset=name, recipe="defaults"):
-            groups.setdefault(int(row["epochs"]), []).append((float(row["pretrain_seconds"]), float(row["acc"])))
+            seconds = float(row["pretrain_seconds"]) + float(row["fit_seconds"])
+            groups.setdefault(int(row["epochs"]), []).append((seconds, float(row["acc"])))
         points = np.array([np.mean(rows, axis=0) for _, rows in sorted(groups.items())])
-        axis.plot(*points.T, "o-", label=NAMES[name])
-    axis.set(xscale="log", xlabel="seconds of pretraining", ylabel="ACC", title="What pretraining buys")
+        axis.plot(*points.T, "o-", color=f"C{number}", label=NAMES[name])
+        others = accuracy_of(name)
+        for method, marker in zip(pretraining.BESIDE, "sx", strict=True):
+            rows = others.find(method=method)
+            times = [float(row["pretrain_seconds"]) + float(row["seconds"]) for row in rows]
+            accuracies = [float(row["acc"]) for row in rows]
+            if rows:
+                label = f"{NAMES[name]}, {method}"
+                axis.plot(np.mean(times), np.mean(accuracies), marker, color=f"C{number}", label=label)
+    axis.set(xscale="log", xlabel="seconds from raw pixels to labels", ylabel="ACC", title="What pretraining buys")
     axis.legend()
     save(figure, "price")
 

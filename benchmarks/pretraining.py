@@ -1,8 +1,7 @@
 """Measure what pretraining costs and brings: accuracy against seconds, and what makes it cheaper.
 
 Each row trains a backbone from nothing, kept in `benchmarks/cache/`, and clusters with it; pretraining and clustering
-take one random state. The rows of the price curve take the defaults of `pretrain` but for the epochs. A run that was
-stopped goes on where it was.
+take one random state, and all defaults but what the row names. A run that was stopped goes on where it was.
 
     python benchmarks/pretraining.py --data FOLDER --datasets usps --seeds 1
 """
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import NAMES
+from accuracy import results_of as accuracy_of
 from common import (
     CACHE,
     Results,
     add_run_options,
     agreement,
-    departures,
     in_new_process,
     machine,
     markdown_table,
@@ -29,31 +28,29 @@ from common import (
 
 from skdiec.datasets import load_dataset
 
-CURVE = {"usps": (1, 2, 4, 8, 16, 32, 64), "digits": (10, 20, 40, 80), "cifar10": (1, 2, 4, 8)}
-"""Epochs of the price curve."""
+CURVE = {"usps": (1, 2, 4, 9), "mnist": (8,), "cifar10": (1, 2, 4)}
+"""Epochs of the price curve; 9 of USPS and 8 of the others are the default."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "all 1,000 timesteps": {"max_timestep": 999, "epochs": 4},
-    "timesteps to 600": {"max_timestep": 600, "epochs": 4},
     "timesteps to 200": {"max_timestep": 200, "epochs": 4},
-    "learning rate 1e-3": {"learning_rate": 1e-3, "epochs": 4},
-    "learning rate 4e-3": {"learning_rate": 4e-3, "epochs": 4},
+    "steps of 64 images at 2e-3": {"batch_size": 64, "learning_rate": 2e-3, "epochs": 4},
     "no space-to-depth": {"patch_size": 1, "epochs": 3},
     "half as wide": {"channels": (32, 64), "epochs": 8},
     "no moving average": {"ema_decay": 0.0, "epochs": 4},
 }
 """Departures from the defaults on USPS, with as many epochs as take about as long as 4 of the defaults'."""
 
-FIT = {"n_draws": 2, "shift": 0}
-"""Departures of the fits from the estimator's defaults: less time for features, since that of training is compared."""
+BESIDE = ("UMAP + KMeans", "ClustPy IDEC")
+"""What `benchmarks/accuracy.py` measured of others, for comparison."""
 
 
 def train_and_fit(name: str, folder: Path | None, seed: int, settings: dict[str, Any], where: Path) -> dict[str, Any]:
     from skdiec import DiffusionEmbeddedClustering, pretrain
 
     images = load_dataset(name, folder).images
-    backbone = pretrain(images, where, dtype="bfloat16", random_state=seed, **settings)
-    model = DiffusionEmbeddedClustering(10, backbone=backbone, random_state=seed, **FIT).fit(images)
+    backbone = pretrain(images, where, random_state=seed, **settings)
+    model = DiffusionEmbeddedClustering(10, backbone=backbone, random_state=seed).fit(images)
     return {
         "labels": model.labels_,
         "initial": model.initial_labels_,
@@ -94,32 +91,31 @@ def results_of() -> Results:
 
 
 def table(results: Results) -> list[str]:
-    header = (
-        "data",
-        "recipe",
-        "epochs",
-        "seeds",
-        "pretraining s",
-        "clustering s",
-        "ACC of the initial partition",
-        "ACC",
-        "NMI",
-        "ARI",
-    )
-    groups = dict.fromkeys((row["dataset"], row["recipe"], int(row["epochs"])) for row in results.rows)
+    header = ("data", "recipe", "epochs", "seeds", "pretraining s", "clustering s", "ACC", "NMI", "ARI")
     lines = []
-    for name, recipe, epochs in sorted(groups, key=lambda group: (group[0], group[1] != "defaults", group[1:])):
-        found = {"dataset": name, "recipe": recipe, "epochs": epochs}
-        seconds = [results.mean(c, 0, spread=False, **found) for c in ("pretrain_seconds", "fit_seconds")]
-        scores = [results.mean(column, **found) for column in ("start_acc", "acc", "nmi", "ari")]
-        lines.append((NAMES[name], recipe, epochs, len(results.find(**found)), *seconds, *scores))
+    for name in CURVE:
+        groups = dict.fromkeys((row["recipe"], int(row["epochs"])) for row in results.find(dataset=name))
+        for recipe, epochs in sorted(groups, key=lambda group: (group[0] != "defaults", group)):
+            of = {"dataset": name, "recipe": recipe, "epochs": epochs}
+            lines.append(line(results, (NAMES[name], recipe, epochs), ("pretrain_seconds", "fit_seconds"), **of))
+        others = accuracy_of(name)
+        for method in BESIDE if groups else ():
+            if others.find(method=method):
+                lines.append(line(others, (NAMES[name], method, "-"), ("pretrain_seconds", "seconds"), method=method))
     return [
         *markdown_table(header, lines),
         "",
-        f"Fits: {departures(FIT)}.",
+        "Rows of others are those of `benchmarks/accuracy.py`; pretraining of IDEC is that of its autoencoder.",
         *sources(results),
         "Command: `python benchmarks/pretraining.py --recipes`.",
     ]
+
+
+def line(results: Results, begin: tuple, seconds: tuple[str, str], **of: object) -> tuple:
+    """Return a row of the table."""
+    times = [results.mean(column, 0, spread=False, **of) for column in seconds]
+    scores = [results.mean(column, **of) for column in ("acc", "nmi", "ari")]
+    return (*begin, len(results.find(**of)), *times, *scores)
 
 
 if __name__ == "__main__":
