@@ -82,6 +82,9 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "verbose": ["verbose"],
 }
 
+_FEWEST_FOR_AUTO = 4
+"""Images that the search needs to look at numbers of clusters."""
+
 _NUMBERS: dict[str, type[int] | type[float]] = {
     name: int if constraints[0].type is Integral else float
     for name, constraints in CONSTRAINTS.items()
@@ -121,6 +124,11 @@ def check_parameters(estimator: BaseEstimator) -> None:
     if not is_open and estimator.max_search_samples < estimator.n_clusters:
         raise ValueError(
             f"max_search_samples must be at least n_clusters={estimator.n_clusters}; got {estimator.max_search_samples}"
+        )
+    if is_open and estimator.max_search_samples < _FEWEST_FOR_AUTO:
+        raise ValueError(
+            f"max_search_samples must be at least {_FEWEST_FOR_AUTO} for n_clusters='auto'; "
+            f"got {estimator.max_search_samples}"
         )
     if estimator.n_jobs == 0:  # joblib would say so too, after the backbone was trained
         raise ValueError("n_jobs must be None, positive or negative, as in scikit-learn; got 0")
@@ -213,8 +221,9 @@ def check_init(init: str | ArrayLike, n_components: int, n_samples: int, widths:
     if isinstance(init, str):
         return
     if np.ndim(init) == 1:
-        if np.size(init) != n_samples:
-            raise ValueError(f"init must have a label for each of the {n_samples} images; got {np.size(init)}")
+        n_labels = np.shape(init)[0]
+        if n_labels != n_samples:
+            raise ValueError(f"init must have a label for each of the {n_samples} images; got {n_labels}")
         return
     possible = sorted({min(n_components, n_samples, width) for width in widths})
     if np.shape(init)[1] not in possible:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,12 +117,23 @@ def _codes(name: str, labels: ArrayLike) -> NDArray[np.intp]:
     """Return labels as 0, 1, ..."""
     try:
         column: NDArray = column_or_1d(labels)
+        missing = _has_missing(labels if isinstance(labels, list | tuple) else column)
         codes = np.unique(column, return_inverse=True)[1]
     except (TypeError, ValueError) as error:  # the latter of labels that cannot be compared
         raise ValueError(f"{name} must be integers or strings of shape (n,): {shortened(str(error))}") from error
-    if column.dtype.kind == "f" and not np.isfinite(column).all():
+    if missing:
         raise ValueError(f"{name} must not contain NaN or infinity")
     return codes
+
+
+def _has_missing(labels: Sequence | NDArray) -> bool:
+    """Say whether labels have a NaN, an infinity or what stands for no time; a list of texts and NaN has one too."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind != "O":
+        return (labels.dtype.kind == "f" and not np.isfinite(labels).all()) or (
+            labels.dtype.kind in "mM" and bool(np.isnat(labels).any())
+        )
+    # What is not equal to itself is missing, be it of numpy, pandas or Python.
+    return any(bool(label != label) or label in (np.inf, -np.inf) for label in labels)
 
 
 accuracy_scorer = make_scorer(clustering_accuracy)

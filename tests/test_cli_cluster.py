@@ -157,6 +157,19 @@ def test_summary_says_what_was_found(done):
     assert summary["clusters"][1]["typical"][0] in result.stdout
 
 
+@pytest.mark.parametrize("n", [3, 20])
+def test_too_few_images_for_a_number_and_equal_ones_are_one_cluster(n, backbone, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(n):
+        Image.new("L", (8, 8), 10 * number if n == 3 else 7).save(tmp_path / "photos" / f"{number}.png")
+    result = succeed("cluster", tmp_path / "photos", "--backbone", backbone, "--quiet")
+    out = tmp_path / "photos-clusters"
+    assert "model.1" not in result.stderr
+    assert skdiec.load(out / "model").n_clusters_ == 1
+    assert (out / "report.html").exists()
+    assert json.loads((out / SUMMARY_FILE).read_text())["number"] is None
+
+
 def test_number_is_found_where_none_is_asked_for(folder, backbone, done):
     result = succeed("cluster", folder, "--backbone", backbone, "--quiet")
     out = folder.with_name("photos-clusters")

@@ -107,6 +107,15 @@ def test_the_estimator_finds_the_number(make_model, planted, tmp_path):
         np.testing.assert_array_equal(loaded.n_clusters_scores_[name], values)
 
 
+def test_images_that_are_too_few_for_a_number_are_one_cluster(make_model, planted, tmp_path):
+    model = make_model("auto").fit(planted()[0][:3])
+    assert model.n_clusters_ == 1
+    with pytest.warns(UserWarning, match="parameters are not saved.*: backbone"):
+        model.save(tmp_path / "model")
+    scores = load(tmp_path / "model").n_clusters_scores_
+    assert [len(values) for values in scores.values()] == [0, 0, 0, 0]
+
+
 def test_copies_of_images_are_no_clusters(make_model, planted):
     X, _ = planted(n_clusters=3, size=24)
     copied = np.concatenate([X, X[:20].repeat(12, axis=0)])

@@ -451,7 +451,7 @@ def test_wrong_paths_are_told_of(tmp_path, tmp_path_factory):
     path = save(tmp_path / "a.png")
     other = save(tmp_path / "b.png", GREY_SHADES.T.copy())
     for X, message in [
-        (path, f"X must be a folder or a list of image files; {path} is one file: pass [path]"),
+        (path, f"X must be a folder or a list of image files; {path} is one file: pass [path] if it is an image"),
         (tmp_path / "none", f"X must be a folder of images: there is no folder {tmp_path / 'none'}"),
         ("a" * 5000, "X must be a folder of images: there is no folder aaa"),
         ("a\0b", "X must be a folder of images: there is no folder a"),

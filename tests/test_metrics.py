@@ -109,6 +109,22 @@ def test_labels_that_are_no_numbers_are_told_of(odd):
         clustering_accuracy([0, 1], [0, odd])
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([0, np.nan, 1], dtype=object),
+        np.array([0, np.inf, 1], dtype=object),
+        ["a", np.nan, "b"],
+        (0, np.nan, 1),
+        np.array(["2026-01-01", "NaT", "2026-01-02"], dtype="datetime64[D]"),
+    ],
+    ids=["objects", "infinite", "texts", "tuple", "dates"],
+)
+def test_missing_labels_are_no_class_of_their_own(labels):
+    with pytest.raises(ValueError, match="y_true must not contain NaN or infinity"):
+        clustering_accuracy(labels, [0, 1, 2])
+
+
 @pytest.mark.parametrize("wrong", [None, "abc", 3, np.zeros((2, 2)), [[1], [2, 3]], [None, "a"], [1j, 2j]], ids=str)
 def test_what_are_no_labels_is_told_of(wrong):
     for metric in (clustering_accuracy, clustering_report):

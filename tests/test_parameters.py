@@ -153,6 +153,8 @@ REFUSED = [
     ({"init": [0, 1, -1]}, r"init must have each of n_clusters=3 labels; got no 2"),
     ({"init": [0, 0, 2]}, r"init must have each of n_clusters=3 labels; got no 1"),
     ({"init": [0, 1, 2]}, r"init must have a label for each of the \d+ images; got 3"),
+    ({"init": torch.tensor([0, 1, 2])}, r"init must have a label for each of the \d+ images; got 3"),
+    ({"n_clusters": "auto", "max_search_samples": 3}, "max_search_samples must be at least 4 for n_clusters='auto'"),
     ({"timestep": np.array(2.5)}, r"timestep must be one or several integers"),
     ({"pooling": torch.tensor(0.5)}, r"pooling must be one or several integers"),
     ({"layer": torch.tensor(1)}, r"layer must be one or several strings"),

@@ -339,6 +339,12 @@ def test_tsne_keeps_neighbors_and_repeats(fitted, rng_untouched):
     assert_array_equal(one, again)
 
 
+def test_equal_images_lie_at_one_place_of_the_map(make_model, images):
+    with pytest.warns(UserWarning, match="images"):
+        model = make_model(n_snapshots=2).fit(np.repeat(images[:1], 30, axis=0))
+    assert_array_equal(EmbeddingDisplay.from_estimator(model, random_state=0).points, np.zeros((30, 2)))
+
+
 @pytest.fixture
 def fake_umap(monkeypatch):
     """Stands for umap-learn: notes its settings, and maps to the two first dimensions."""
@@ -393,6 +399,7 @@ def test_missing_umap_is_told_of(fitted, monkeypatch):
         ({"max_samples": 1}, "max_samples must be an int of at least 2; got 1"),
         ({"max_samples": 2.5}, r"max_samples must be an int of at least 2; got 2\.5"),
         ({"labels": [[0], [1, 2]]}, "labels must be one for each of the 48 images of fit"),
+        ({"labels": ["a", None] * 24}, "labels must be all integers or all strings, without None"),
         ({"random_state": "seed"}, "random_state must be an int from 0 to .*; got 'seed'"),
         ({"random_state": -1}, "random_state must be an int from 0 to .*; got -1"),
     ],

@@ -403,6 +403,12 @@ def test_number_that_was_not_found_is_not_graded():
     assert words.number_found(fitted(n_clusters_=1, n_clusters_scores_=nothing)) is None
 
 
+def test_progress_that_cannot_be_called_is_refused(model, images, tmp_path):
+    with pytest.raises(ValueError, match="progress must be a callable or None; got 5"):
+        write_report(model, images, tmp_path / "report.html", progress=5)
+    assert not list(tmp_path.iterdir())
+
+
 def test_progress_counts_the_thumbnails(model, images, tmp_path):
     told = []
     path = write_report(model, images, tmp_path / "report.html", progress=lambda *counts: told.append(counts))
@@ -541,6 +547,11 @@ def test_few_rows_or_columns_have_a_map(shape):
     places = maps.draw_map(np.random.default_rng(0).normal(size=shape).astype(np.float32))
     assert places.shape == (shape[0], 2)
     assert np.isfinite(places).all()
+
+
+@pytest.mark.parametrize("n", [60, maps.MAX_LANDMARKS + 10])
+def test_equal_rows_lie_at_one_place(n):
+    assert_array_equal(maps.draw_map(np.full((n, 5), 0.3, dtype=np.float32)), np.zeros((n, 2)))
 
 
 # Thumbnails
@@ -706,6 +717,16 @@ def test_an_image_has_one_cluster(folder, tmp_path):
     table = write_table(tmp_path / "t.csv", *lines, "sub/./05.png,0,")
     with pytest.raises(ValueError, match=r"each image one cluster; .* has 'sub/./05.png' in '1' and in '0'"):
         read_labels(table, folder)
+    with pytest.raises(ValueError, match=r"each image one cluster; .* has 'sub/./05.png' in '1' and in '0'"):
+        read_labels(table)
+
+
+@pytest.mark.parametrize("path", [None, 3])
+def test_labels_are_read_from_a_file(path, tmp_path):
+    with pytest.raises(ValueError, match=f"path must be a CSV file; got {path}"):
+        read_labels(path)
+    with pytest.raises(ValueError, match="path must be a CSV file; got"):
+        read_labels(tmp_path)
 
 
 def test_clusters_may_be_names(tmp_path):

@@ -51,9 +51,9 @@ class DiffusionEmbeddedClustering(
     Parameters
     ----------
     n_clusters : int or "auto", default=8
-        Number of clusters. ``"auto"`` finds it, from 2 to 150, on up to 2,000 images; see `n_clusters_scores_`. The
-        search works with a first, high estimate, from one of its representations. The chosen one gives the final
-        number.
+        Number of clusters. ``"auto"`` finds it, from 2 to 150, on up to 2,000 images; see `n_clusters_scores_`. Of
+        fewer than four images that differ, it is 1. The search works with a first, high estimate, from one of its
+        representations. The chosen one gives the final number.
 
     backbone : Pretraining, str, path or model, default="auto"
         The diffusion model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -171,6 +172,8 @@ def _write(
     try:
         model.save(out.path / MODEL_FOLDER, overwrite=True)
     except ValueError:  # something was put beside the model that is there
+        if not os.path.lexists(out.path / MODEL_FOLDER):
+            raise
         out.set_aside(MODEL_FOLDER)
         model.save(out.path / MODEL_FOLDER)
     out.note([MODEL_FOLDER])

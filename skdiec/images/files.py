@@ -138,7 +138,9 @@ def as_paths(X: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
             raise ValueError("X must be a folder of images; got an empty name")
         folder, name = Path(X), shortened(str(X))
         if os.path.isfile(folder):
-            raise ValueError(f"X must be a folder or a list of image files; {name} is one file: pass [path]")
+            raise ValueError(
+                f"X must be a folder or a list of image files; {name} is one file: pass [path] if it is an image"
+            )
         if not os.path.isdir(folder):
             raise ValueError(f"X must be a folder of images: there is no folder {name}")
         return _files_of(folder)

@@ -325,6 +325,10 @@ def _checked_labels(labels: ArrayLike | None, estimator: DiffusionEmbeddedCluste
         raise ValueError(f"labels must be one for each of the {n_samples} images of fit: {error}") from error
     if checked.shape != (n_samples,):
         raise ValueError(f"labels must be one for each of the {n_samples} images of fit; got shape {checked.shape}")
+    try:
+        np.unique(checked)
+    except TypeError as error:
+        raise ValueError(f"labels must be all integers or all strings, without None: {error}") from error
     return checked
 
 
@@ -393,6 +397,8 @@ def _maps(snapshots: Sequence[NDArray], method: str, generator: np.random.Random
 def _tsne(z: NDArray, seed: int, init: NDArray | None) -> NDArray[np.floating]:
     from sklearn.manifold import TSNE
 
+    if (z == z[0]).all():  # t-SNE starts from principal components divided by their spread
+        return np.zeros((len(z), 2))
     perplexity = min(_PERPLEXITY, (len(z) - 1) / 3)
     if init is None:
         return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(z)

@@ -87,8 +87,11 @@ def read_labels(
     ...     read_labels(table)
     (array([ 0, -1,  1], dtype=int32), ('cats', 'dogs'))
     """
+    if not isinstance(path, (str, os.PathLike)) or os.path.isdir(path):
+        raise ValueError(f"path must be a CSV file; got {shown(path)}")
     if X is None:
-        _, marks, given = _table(path)
+        paths, marks, given = _table(path)
+        _places(path, paths, marks)
         found = _numbered(path, marks, given)
         return found.labels, found.names
     X = unpack(X)
@@ -118,14 +121,7 @@ def labels_of_files(
     Labels
     """
     paths, marks, given = _table(path)
-    places: dict[str, int] = {}
-    for row, name in enumerate(map(os.path.normpath, paths)):
-        first = places.setdefault(name, row)
-        if marks[first] != marks[row]:
-            raise ValueError(
-                f"path must give each image one cluster; {shown(str(path))} has {shown(paths[row])} in "
-                f"{shown(marks[first])} and in {shown(marks[row])}"
-            )
+    places = _places(path, paths, marks)
     spellings = [map(str, files), short_names(files)]
     if folder is not None:
         spellings[1:1] = [short_names(files, folder), [os.path.relpath(file, folder) for file in files]]
@@ -170,6 +166,19 @@ def _table(path: str | os.PathLike) -> tuple[list[str], list[str], dict[str, str
     if not all(map(str.isdecimal, called)):
         names = {mark: names.get(mark, mark) for mark in called}
     return paths, marks, names
+
+
+def _places(path: str | os.PathLike, paths: Sequence[str], marks: Sequence[str]) -> dict[str, int]:
+    """Return the first row of each image, which the others must agree with."""
+    places: dict[str, int] = {}
+    for row, name in enumerate(map(os.path.normpath, paths)):
+        first = places.setdefault(name, row)
+        if marks[first] != marks[row]:
+            raise ValueError(
+                f"path must give each image one cluster; {shown(str(path))} has {shown(paths[row])} in "
+                f"{shown(marks[first])} and in {shown(marks[row])}"
+            )
+    return places
 
 
 def _no_cluster(path: str | os.PathLike, line: int, mark: str) -> ValueError:

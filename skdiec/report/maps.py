@@ -33,6 +33,7 @@ def draw_map(z: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.float64]:
     Returns
     -------
     ndarray of shape (n, 2)
+        All 0 where the rows are equal.
     """
     if len(z) < 2:
         return np.zeros((len(z), 2))
@@ -41,6 +42,8 @@ def draw_map(z: NDArray[np.floating], *, seed: int = 0) -> NDArray[np.float64]:
     rows = np.arange(len(z))
     if len(z) > MAX_LANDMARKS:
         rows = np.sort(np.random.default_rng(seed).choice(len(z), MAX_LANDMARKS, replace=False))
+    if (z[rows] == z[0]).all():  # t-SNE starts from principal components divided by their spread
+        return np.zeros((len(z), 2))
     perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
     landmarks = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(z[rows]).astype(float)
     if len(rows) == len(z):

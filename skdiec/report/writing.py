@@ -62,7 +62,8 @@ def write_report(
     X : array-like, folder, sequence or iterable of images or of paths
         The images of `fit`. None reads those of ``model.files_``, where X was a folder or paths.
     path : path
-        Of the file. It is written beside its place and renamed when it is complete. Folders are made.
+        Of the file. One that is there is replaced: it is written beside its place and renamed when it is complete.
+        Folders are made.
     paths : sequence of path of length n_samples, default=None
         Names of the images. None takes those of the files, as seen from their folder, or the number of the row.
     names : sequence of str, or dict of int to str, default=None
@@ -125,6 +126,8 @@ def write_report(
         raise ValueError(f"X must be the {n_samples} images of fit; got {len(source)}")
     image_names = _image_names(paths, X, source, n_samples)
     title = _checked_title(title, X)
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress must be a callable or None; got {shown(progress)}")
     content = gather(model, source, image_names, shortened_names, title, progress)
     _write(target, _filled(model, content))
     return target

@@ -114,11 +114,11 @@ _NUMBERS = {
     "n_features": (1, MANY),
     "n_fine": (1, MANY),
     "n_snapshot_rows": (0, MANY),
-    "n_candidates": (0, MANY),
     "n_iter_": (0, 2**63),
 }
 _OTHERS = {
     "hidden_size",
+    "n_candidates",
     "nu",
     "stability_",
     "cut_over_noise_",
@@ -134,7 +134,7 @@ _OTHERS = {
     "files_",
     "feature_names_in_",
 }
-_LATER: dict[str, Any] = {"warnings_": [], "n_candidates": 0}
+_LATER: dict[str, Any] = {"warnings_": [], "n_candidates": None}
 """What models have that were saved before these values were kept."""
 _NUMBER_SCORES = {"n_clusters": "int64", "silhouette": "float64", "modularity": "float64", "score": "float64"}
 _STAGE = {"n_images", "n_draws", "n_cells", "scores", "n_forward", "n_evaluations", "seconds"}
@@ -167,9 +167,10 @@ def _expected(fields: Fields) -> dict[str, Expected]:
     }
     n_rows = sizes["n_snapshot_rows"]
     expected["snapshot_rows_"] = ("int64", (n_rows,))
-    if sizes["n_candidates"]:
+    if fields.values["n_candidates"] is not None:
+        n_candidates = fields.integer("n_candidates", 0, MANY)
         for name, dtype in _NUMBER_SCORES.items():
-            expected[f"n_clusters_scores_.{name}"] = (dtype, (sizes["n_candidates"],))
+            expected[f"n_clusters_scores_.{name}"] = (dtype, (n_candidates,))
     for epoch in _epochs(fields):
         expected[f"snapshots_.{epoch}"] = ("float32", (n_rows, d))
     if fields.values["hidden_size"] is not None:
@@ -295,7 +296,7 @@ def _decoded_state(fields: Fields, arrays: dict[str, NDArray], where: str) -> di
     }
     attributes["cluster_centers_"] = attributes["_model"].centers
     attributes["n_clusters_"] = len(attributes["cluster_centers_"])
-    if fields.values["n_candidates"]:
+    if fields.values["n_candidates"] is not None:
         attributes["n_clusters_scores_"] = {name: arrays[f"n_clusters_scores_.{name}"] for name in _NUMBER_SCORES}
     if "files_" in arrays:
         attributes["files_"] = [Path(name) for name in _unpacked("files_", arrays, len(arrays["labels_"]), where)]

@@ -144,7 +144,7 @@ def _encoded_state(model: Any, arrays: dict[str, NDArray]) -> dict[str, Any]:
         "share_explained_": {str(timestep): encoded_float(x) for timestep, x in model.share_explained_.items()},
         "fit_seconds_": dict(model.fit_seconds_),
         "warnings_": list(model.warnings_),
-        "n_candidates": len(scores.get("n_clusters", ())),
+        "n_candidates": len(scores["n_clusters"]) if scores else None,
         "n_snapshot_rows": len(model.snapshot_rows_),
         "snapshots_": list(model.snapshots_),
         "history_": {name: type_of(array) for name, array in model.history_.items()},
