@@ -908,7 +908,11 @@ def test_report_is_told_of_every_step():
     backbone = train(epochs=2, batch_size=16, report=lambda *step: told.append(step))
     n_steps = backbone.recipe["steps"]
     assert [(done, total) for done, total, _ in told] == [(step, n_steps) for step in range(1, n_steps + 1)]
-    assert math.isnan(told[0][2])
+    steps_per_epoch = n_steps // 2
+    first = [loss for _, _, loss in told[:steps_per_epoch]]
+    assert all(math.isfinite(loss) and loss > 0 for loss in first)
+    assert len(set(first)) == steps_per_epoch
+    assert first[-1] == told[steps_per_epoch][2] == pytest.approx(backbone.recipe["loss"][0], abs=1e-6)
     assert told[-1][2] == pytest.approx(backbone.recipe["loss"][-1], abs=1e-6)
 
 

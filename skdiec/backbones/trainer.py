@@ -85,7 +85,7 @@ class Trainer:
             progress = self._progress(self.step)
             if report is not None:
                 in_all = max(self.step, min(self.total_steps, round(self.step / progress)))
-                self.is_stopped = bool(report(self.step, in_all, self.losses[-1] if self.losses else math.nan))
+                self.is_stopped = bool(report(self.step, in_all, self._recent_loss()))
             # The last one lets a kill while the pipeline is written cost nothing.
             is_due = now - saved > checkpoint_seconds or progress >= 1 or self.is_stopped
             if folder is not None and request is not None and is_due:
@@ -114,6 +114,10 @@ class Trainer:
         """Return the share of the steps, or of the time where that is higher, that is gone after so many steps."""
         limit = 60 * self.settings.max_minutes if self.settings.max_minutes is not None else math.inf
         return max(step / self.total_steps, self.seconds / limit)
+
+    def _recent_loss(self) -> float:
+        """Return the mean loss of the last epoch, or, in the first one, of its steps so far."""
+        return self.losses[-1] if self.losses else self.loss_sum / (self.step * self.settings.batch_size)
 
     def _take_step(self) -> None:
         settings = self.settings
