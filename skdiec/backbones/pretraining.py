@@ -237,8 +237,8 @@ def pretrain(
         Show a progress bar.
     report : callable, default=None
         Called after each step as ``report(done, total, loss)``, with numbers of steps and the mean loss of the last
-        epoch, or of the first one so far. Where it returns True, the training ends there, and what was trained so far is returned. A `folder` then
-        holds a checkpoint, from which the next call goes on.
+        epoch, or of the first one so far. Where it returns True, the training ends there, and what was trained so far
+        is returned. A `folder` then holds a checkpoint, from which the next call goes on.
 
     Returns
     -------
