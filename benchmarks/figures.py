@@ -20,6 +20,7 @@ import robustness
 from accuracy import NAMES
 from accuracy import results_of as accuracy_of
 from common import BACKBONES, RESULTS, add_data_options
+from numpy.typing import NDArray
 
 from skdiec import DiffusionEmbeddedClustering
 from skdiec.datasets import load_dataset
@@ -158,22 +159,26 @@ def draw_epochs(name: str, data: Any, model: DiffusionEmbeddedClustering, settin
 def draw_price() -> None:
     """Draw the accuracy that seconds buy, from raw pixels to labels, beside that of other methods."""
     results = pretraining.results_of()
+    names = [name for name in pretraining.CURVE if results.find(dataset=name, recipe="defaults")]
+    if not names:
+        return
+
+    def point(rows: list[dict[str, str]], column: str) -> NDArray[np.float64]:
+        """Return the means of seconds and accuracy."""
+        pairs = [(float(row["pretrain_seconds"]) + float(row[column]), float(row["acc"])) for row in rows]
+        return np.mean(pairs, axis=0)
+
     figure, axis = plt.subplots(figsize=(7, 4))
-    for number, name in enumerate(name for name in pretraining.CURVE if results.find(dataset=name, recipe="defaults")):
-        groups: dict[int, list[tuple[float, float]]] = {}
-        for row in results.find(dataset=name, recipe="defaults"):
-            seconds = float(row["pretrain_seconds"]) + float(row["fit_seconds"])
-            groups.setdefault(int(row["epochs"]), []).append((seconds, float(row["acc"])))
-        points = np.array([np.mean(rows, axis=0) for _, rows in sorted(groups.items())])
+    for number, name in enumerate(names):
+        epochs = sorted({int(row["epochs"]) for row in results.find(dataset=name, recipe="defaults")})
+        rows = [results.find(dataset=name, recipe="defaults", epochs=each) for each in epochs]
+        points = np.array([point(each, "fit_seconds") for each in rows])
         axis.plot(*points.T, "o-", color=f"C{number}", label=NAMES[name])
-        others = accuracy_of(name)
         for method, marker in zip(pretraining.BESIDE, "sx", strict=True):
-            rows = others.find(method=method)
-            times = [float(row["pretrain_seconds"]) + float(row["seconds"]) for row in rows]
-            accuracies = [float(row["acc"]) for row in rows]
-            if rows:
+            found = accuracy_of(name).find(method=method)
+            if found:
                 label = f"{NAMES[name]}, {method}"
-                axis.plot(np.mean(times), np.mean(accuracies), marker, color=f"C{number}", label=label)
+                axis.plot(*point(found, "seconds"), marker, color=f"C{number}", label=label)
     axis.set(xscale="log", xlabel="seconds from raw pixels to labels", ylabel="ACC", title="What pretraining buys")
     axis.legend()
     save(figure, "price")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -117,7 +118,7 @@ def _codes(name: str, labels: ArrayLike) -> NDArray[np.intp]:
     """Return labels as 0, 1, ..."""
     try:
         column: NDArray = column_or_1d(labels)
-        missing = _has_missing(labels if isinstance(labels, list | tuple) else column)
+        missing = _has_missing(column, labels)
         codes = np.unique(column, return_inverse=True)[1]
     except (TypeError, ValueError) as error:  # the latter of labels that cannot be compared
         raise ValueError(f"{name} must be integers or strings of shape (n,): {shortened(str(error))}") from error
@@ -126,14 +127,20 @@ def _codes(name: str, labels: ArrayLike) -> NDArray[np.intp]:
     return codes
 
 
-def _has_missing(labels: Sequence | NDArray) -> bool:
-    """Say whether labels have a NaN, an infinity or what stands for no time; a list of texts and NaN has one too."""
-    if isinstance(labels, np.ndarray) and labels.dtype.kind != "O":
-        return (labels.dtype.kind == "f" and not np.isfinite(labels).all()) or (
-            labels.dtype.kind in "mM" and bool(np.isnat(labels).any())
-        )
+def _has_missing(column: NDArray, labels: ArrayLike) -> bool:
+    """Say whether labels, and the column that numpy makes of them, have a NaN, an infinity or no time."""
+    kind = column.dtype.kind
+    if kind == "f":
+        return not np.isfinite(column).all()
+    if kind in "mM":
+        return bool(np.isnat(column).any())
+    values: Iterable[Any] = ()
+    if kind == "O":
+        values = column
+    elif kind == "U" and isinstance(labels, list | tuple):  # where a NaN among texts has become one
+        values = labels
     # What is not equal to itself is missing, be it of numpy, pandas or Python.
-    return any(bool(label != label) or label in (np.inf, -np.inf) for label in labels)
+    return any(bool(value != value) or value in (np.inf, -np.inf) for value in values)
 
 
 accuracy_scorer = make_scorer(clustering_accuracy)

@@ -116,9 +116,10 @@ def test_labels_that_are_no_numbers_are_told_of(odd):
         np.array([0, np.inf, 1], dtype=object),
         ["a", np.nan, "b"],
         (0, np.nan, 1),
+        [[0], [np.nan], [1]],
         np.array(["2026-01-01", "NaT", "2026-01-02"], dtype="datetime64[D]"),
     ],
-    ids=["objects", "infinite", "texts", "tuple", "dates"],
+    ids=["objects", "infinite", "texts", "tuple", "rows", "dates"],
 )
 def test_missing_labels_are_no_class_of_their_own(labels):
     with pytest.raises(ValueError, match="y_true must not contain NaN or infinity"):

@@ -87,11 +87,8 @@ def read_labels(
     ...     read_labels(table)
     (array([ 0, -1,  1], dtype=int32), ('cats', 'dogs'))
     """
-    if not isinstance(path, (str, os.PathLike)) or os.path.isdir(path):
-        raise ValueError(f"path must be a CSV file; got {shown(path)}")
     if X is None:
-        paths, marks, given = _table(path)
-        _places(path, paths, marks)
+        _, _, marks, given = _table(path)
         found = _numbered(path, marks, given)
         return found.labels, found.names
     X = unpack(X)
@@ -120,8 +117,7 @@ def labels_of_files(
     -------
     Labels
     """
-    paths, marks, given = _table(path)
-    places = _places(path, paths, marks)
+    places, paths, marks, given = _table(path)
     spellings = [map(str, files), short_names(files)]
     if folder is not None:
         spellings[1:1] = [short_names(files, folder), [os.path.relpath(file, folder) for file in files]]
@@ -136,8 +132,10 @@ def labels_of_files(
     return Labels(kept.labels, kept.names, sum(row is None for row in rows), others)
 
 
-def _table(path: str | os.PathLike) -> tuple[list[str], list[str], dict[str, str]]:
-    """Return the path and the cluster of each row, as texts, and the names of clusters."""
+def _table(path: str | os.PathLike) -> tuple[dict[str, int], list[str], list[str], dict[str, str]]:
+    """Return the first row of each path, the path and the cluster of each row, as texts, and the names of clusters."""
+    if not isinstance(path, (str, os.PathLike)) or os.path.isdir(path):
+        raise ValueError(f"path must be a CSV file; got {shown(path)}")
     columns, rows = read_csv(path)
     key = next((key for key in _KEYS if key in columns), None)
     if key is None or "path" not in columns:
@@ -165,7 +163,7 @@ def _table(path: str | os.PathLike) -> tuple[list[str], list[str], dict[str, str
                 raise _no_cluster(path, line, mark)
     if not all(map(str.isdecimal, called)):
         names = {mark: names.get(mark, mark) for mark in called}
-    return paths, marks, names
+    return _places(path, paths, marks), paths, marks, names
 
 
 def _places(path: str | os.PathLike, paths: Sequence[str], marks: Sequence[str]) -> dict[str, int]:
