@@ -246,6 +246,7 @@ def test_minutes_are_those_of_the_run_and_stay_when_it_goes_on(folder, monkeypat
     again = succeed(*command, 10, "-k", 2)
     assert json.loads(again.stdout)["parameters"]["backbone__max_minutes"] == minutes
     assert "of 10 min, " not in again.stderr
+    assert "going on with the backbone of an earlier run, for at most " in again.stderr
     assert list((out / ".work").rglob("diffusion_pytorch_model.safetensors")) == [weights]
     other = succeed(*command, 20, "-k", 3)
     assert json.loads(other.stdout)["parameters"]["backbone__max_minutes"] > 16
@@ -257,6 +258,7 @@ def test_minutes_of_search_are_those_of_its_training_which_the_clustering_takes(
     searched = succeed("search", folder, *options)
     assert "training a backbone on the images, for at most 7 min\n" in searched.stderr
     clustered = succeed("cluster", folder, *options, "--json")
+    assert "going on with the backbone of an earlier run, for at most 7 min\n" in clustered.stderr
     assert json.loads(clustered.stdout)["parameters"]["backbone__max_minutes"] == 7
 
 

@@ -198,9 +198,10 @@ def fit(
     stages = {"backbone": "looking whether the backbone knows such images", **_STAGES}
     with locked(out.work), console.telling("skdiec.passes"):
         if request.backbone is None:
-            minutes = _training_minutes(model, request, images, out, console, started)
+            minutes, is_begun = _training_minutes(model, request, images, out, console, started)
             model.set_params(backbone__max_minutes=minutes)
-            stages["backbone"] = f"training a backbone on the images, for at most {duration(60 * minutes)}"
+            where = "going on with the backbone of an earlier run" if is_begun else "training a backbone on the images"
+            stages["backbone"] = f"{where}, for at most {duration(60 * minutes)}"
         if hasattr(model, "set_callbacks"):
             model.set_callbacks(StageProgress(console, stages)).fit(images.pixels)
             model.set_callbacks()
@@ -220,14 +221,14 @@ def _training_minutes(
     out: OutputFolder,
     console: Console,
     started: float | None,
-) -> float:
-    """Return how long the backbone is trained: as in an earlier run that was asked for the same, which it goes on."""
+) -> tuple[float, bool]:
+    """Return the minutes that the backbone is trained, and whether an earlier run, asked for the same, began it."""
     asked = (images.pixels.shape, str(images.pixels.dtype), request.minutes, request.epochs)
     digest = hashlib.sha256(repr((*asked, request.value_range, request.seed)).encode())
     digest.update(images.pixels.data)
     path = out.work / f"minutes-{digest.hexdigest()[:16]}.txt"
     if path.exists():
-        return float(path.read_text())
+        return float(path.read_text()), True
     minutes = request.minutes
     if started is not None:
         from skdiec._estimator.stages import seconds_of_passes
@@ -236,7 +237,7 @@ def _training_minutes(
         passes = seconds_of_passes(model, images.pixels)
         minutes = _split(60 * minutes, time.monotonic() - started, passes, console) / 60
     write_whole(path, repr(minutes))
-    return minutes
+    return minutes, False
 
 
 def _split(budget: float, gone: float, passes: float, console: Console) -> float:
