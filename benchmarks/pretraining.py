@@ -28,7 +28,7 @@ from common import (
 
 from skdiec.datasets import load_dataset
 
-CURVE = {"usps": (1, 2, 4, 9), "mnist": (8,), "cifar10": (1, 2, 4)}
+CURVE = {"usps": (1, 2, 4, 6, 9), "mnist": (8,), "cifar10": (1, 2, 4, 8)}
 """Epochs of the price curve; 9 of USPS and 8 of the others are the default."""
 
 RECIPES: dict[str, dict[str, Any]] = {
