@@ -79,7 +79,7 @@ def target_distribution(q: Tensor) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def kl_loss(log_q: Tensor, p: Tensor, weight: Tensor | None = None) -> Tensor:
+def kl_loss(log_q: Tensor, p: Tensor) -> Tensor:
     """Compute L_KL = KL(P || Q), averaged over rows.
 
     Parameters
@@ -88,16 +88,13 @@ def kl_loss(log_q: Tensor, p: Tensor, weight: Tensor | None = None) -> Tensor:
         See `log_soft_assign`.
     p : Tensor of shape (n, k)
         See `target_distribution`.
-    weight : Tensor of shape (n,), default=None
-        Factors of the rows; None is 1.
 
     Returns
     -------
     Tensor of shape ()
         At least 0.
     """
-    values = (torch.xlogy(p, p) - p * log_q).sum(1)
-    return (values if weight is None else weight * values).mean()
+    return (torch.xlogy(p, p) - p * log_q).sum(1).mean()
 
 
 def graph_loss(log_q_i: Tensor, log_q_j: Tensor, weight: Tensor | None = None) -> Tensor:

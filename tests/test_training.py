@@ -62,12 +62,12 @@ def target(q):
     return p / p.sum(axis=1, keepdims=True)
 
 
-def terms(q, p, row_weight, edge_weight, held=None):
+def terms(q, p, edge_weight, held=None):
     """The three terms of the loss over all rows, on the graph of `matching`; neighbours' assignments may be held."""
     agreement = np.sum(q * (q if held is None else held)[np.arange(len(q)) ^ 1], axis=1)
     mean = q.mean(axis=0)
     return {
-        "kl": np.mean(row_weight * rel_entr(p, q).sum(axis=1)),
+        "kl": np.mean(rel_entr(p, q).sum(axis=1)),
         "graph": np.sum(-edge_weight * np.log(agreement)) / edge_weight.sum(),
         "entropy": np.sum(mean * np.log(mean)),
     }
@@ -303,17 +303,16 @@ def one_step(config, nu_z=None):
     centers = means(h, labels)
     q = soft_assign(h, centers, config.nu)
     p, held = (np.eye(3)[labels],) * 2 if config.warmup_epochs else (target(q), q)
-    edge_weight = base * np.sum(held * held[np.arange(12) ^ 1], axis=1)
-    rarity = np.bincount(labels)[labels] ** -0.25 if config.warmup_epochs else np.ones(12)
-    return result, h, centers, p, rarity / rarity.mean(), edge_weight
+    weight = base * np.sum(held * held[np.arange(12) ^ 1], axis=1)
+    return result, h, centers, p, weight
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 1])
 @pytest.mark.parametrize("nu", [1.0, 3.0])
 def test_terms_of_the_loss_are_those_of_the_formulas(warmup_epochs, nu):
     config = TrainingConfig(alpha=0.5, beta=2.0, gamma=3.0, nu=nu, warmup_epochs=warmup_epochs)
-    result, h, centers, p, row_weight, edge_weight = one_step(config)
-    expected = terms(soft_assign(h, centers, nu), p, row_weight, edge_weight)
+    result, h, centers, p, weight = one_step(config)
+    expected = terms(soft_assign(h, centers, nu), p, weight)
     for name, value in expected.items():
         assert result.history[name][1] == pytest.approx(value, rel=1e-4)
     loss = 0.5 * expected["kl"] + 2 * expected["graph"] + 3 * expected["entropy"]
@@ -328,12 +327,12 @@ def test_terms_of_the_loss_are_those_of_the_formulas(warmup_epochs, nu):
 @pytest.mark.parametrize("learning_rate", [1e-3, 1e-4])
 def test_centres_step_against_the_gradient_of_the_weighted_loss(weights, learning_rate, warmup_epochs):
     config = TrainingConfig(*weights, learning_rate=learning_rate, warmup_epochs=warmup_epochs)
-    result, h, centers, p, row_weight, edge_weight = one_step(config)
+    result, h, centers, p, edge_weight = one_step(config)
 
     held = soft_assign(h, centers)  # neighbours are compared with as they were when the epoch began
 
     def loss(moved):
-        found = terms(soft_assign(h, moved), p, row_weight, edge_weight, held)
+        found = terms(soft_assign(h, moved), p, edge_weight, held)
         return sum(weight * found[name] for weight, name in zip(weights, ("kl", "graph", "entropy"), strict=True))
 
     gradient = np.zeros_like(centers)
@@ -378,13 +377,12 @@ def test_denoising_term_holds_the_backbone_to_denoising():
 @pytest.fixture
 def watched(monkeypatch):
     """Lists p and the graph's weights as the losses get them, each with rows in ascending order of their values."""
-    calls = {"p": [], "row_weight": [], "weight": [], "targets": []}
+    calls = {"p": [], "weight": [], "targets": []}
     kl_loss, graph_loss, target_distribution = dec.kl_loss, dec.graph_loss, dec.target_distribution
 
-    def watched_kl(log_q, p, weight):
+    def watched_kl(log_q, p):
         calls["p"].append(np.sort(p.numpy(), axis=None))
-        calls["row_weight"].append(weight[p.argmax(1).argsort(stable=True)].numpy())  # by cluster
-        return kl_loss(log_q, p, weight)
+        return kl_loss(log_q, p)
 
     def watched_graph(log_q_i, log_q_j, weight):
         calls["weight"].append(np.sort(weight.numpy()))
@@ -398,19 +396,6 @@ def watched(monkeypatch):
     monkeypatch.setattr(dec, "graph_loss", watched_graph)
     monkeypatch.setattr(dec, "target_distribution", watched_target)
     return calls
-
-
-def test_rows_of_rare_clusters_count_more_in_warm_up_and_all_alike_after_it(watched):
-    labels = np.repeat([0, 1, 2], [4, 20, 36])
-    config = TrainingConfig(warmup_epochs=2, max_epochs=4, batch_size=64, tol=-1.0)
-    train(frozen(blobs()), matching(60)[0], labels, 4, config)
-    sizes = np.repeat([4.0, 20, 36], [4, 20, 36])
-    expected = sizes**-0.25 / np.mean(sizes**-0.25)
-    for weights in watched["row_weight"][:2]:
-        np.testing.assert_allclose(weights, expected, rtol=1e-6)
-    for weights in watched["row_weight"][2:]:
-        np.testing.assert_array_equal(weights, np.ones(60))
-    assert len(watched["row_weight"]) == 4
 
 
 @pytest.mark.parametrize(

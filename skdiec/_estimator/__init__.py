@@ -194,10 +194,9 @@ class DiffusionEmbeddedClustering(
         Epochs of training at most.
 
     warmup_epochs : int, default=5
-        First epochs, in which the target distribution is the initial partition itself, and images count by the inverse
-        fourth root of their cluster's size. Departs from the paper, whose k-means needs none: the graph's partition is
-        not what lies nearest to its means. A safeguard of rare clusters: USPS and MNIST end at the same accuracy
-        without.
+        First epochs, in which the target distribution is the initial partition itself. Departs from the paper, whose
+        k-means needs none: the graph's partition is not what lies nearest to its means. A safeguard: USPS and MNIST
+        end at the same accuracy without.
 
     batch_size : int, default=None
         Images per training step. None is as many as give 64 steps an epoch, from 32 to 512; with `train_backbone`,

@@ -34,10 +34,6 @@ __all__ = [
 
 _BLOCK_EDGES = 2**18
 
-_RARITY = 0.25
-"""Power of a cluster's size by which its rows count less in warm-up. With 0, training empties clusters of some ten rows
-beside others of a thousand; from 0.5 on, it takes rows from the large ones."""
-
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -121,8 +117,7 @@ def train(
 
     Centres start at the mean embedding of each initial cluster. For `warmup_epochs` the target distribution is the
     initial partition itself: unlike the paper's k-means, a graph's partition is not what lies nearest to its means,
-    and an earlier head lost its gain without this step. Rows count by the inverse fourth root of their clusters' sizes
-    meanwhile, so that larger clusters do not take in small ones before these are learned. From then on the target distribution is computed over all
+    and an earlier head lost its gain without this step. From then on the target distribution is computed over all
     rows every `update_interval` epochs, and with it the weights of the graph's edges: an edge counts as much as the
     soft assignments of its ends agree, so edges between clusters fade ("adaptive" graph). L_graph compares each row
     with one neighbour as it was assigned when the epoch began, held fixed like the target: each is the other's
@@ -171,16 +166,15 @@ def train(
     snapshots = Snapshots(config.n_snapshots, len(labels), config.seed)
     snapshots.record(0, start)
     labels = log_q.argmax(1).numpy()
-    p, edge_weight, row_weight = initial, edges.weights(initial), _row_weights(initial)
+    p, edge_weight = initial, edges.weights(initial)
     for epoch in range(1, config.max_epochs + 1):
         if epoch > config.warmup_epochs and (epoch - 1 - config.warmup_epochs) % config.update_interval == 0:
             q = log_q.exp()
             p, edge_weight = dec.target_distribution(q), edges.weights(q)
-            row_weight = torch.ones(len(p))
         sums: dict[str, Tensor] = {}
         for rows in torch.randperm(len(labels), generator=order).split(config.batch_size):
             neighbors, weight = _sample_neighbors(rows, edges.first, edges.tails, edge_weight, order)
-            kept = log_q[neighbors].to(device), weight.to(device), p[rows].to(device), row_weight[rows].to(device)
+            kept = log_q[neighbors].to(device), weight.to(device), p[rows].to(device)
             terms = _losses(embedder, centers, rows, *kept, config, generator)
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
@@ -258,29 +252,22 @@ def _losses(
     centers: Tensor,
     rows: Tensor,
     log_q_neighbors: Tensor,
-    edge_weight: Tensor,
+    weight: Tensor,
     p: Tensor,
-    row_weight: Tensor,
     config: TrainingConfig,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Compute each term on one batch, and their weighted sum."""
     log_q = _log_assign(embedder.embed(rows), centers, config.nu)
     terms = {
-        "kl": dec.kl_loss(log_q, p, row_weight),
-        "graph": dec.graph_loss(log_q, log_q_neighbors, edge_weight),
+        "kl": dec.kl_loss(log_q, p),
+        "graph": dec.graph_loss(log_q, log_q_neighbors, weight),
         "entropy": dec.entropy_loss(log_q.exp()),
     }
     loss = config.alpha * terms["kl"] + config.beta * terms["graph"] + config.gamma * terms["entropy"]
     denoising = embedder.denoising_loss(rows, generator)
     terms["loss"] = loss if denoising is None else loss + denoising
     return terms
-
-
-def _row_weights(initial: Tensor) -> Tensor:
-    """Return how much each row counts in warm-up: one of a rare cluster more, by the fourth root of the sizes."""
-    weights = (initial @ initial.sum(0).clamp_min(1)) ** -_RARITY
-    return weights / weights.mean()
 
 
 def _edge_weights(base: Tensor, q: Tensor, heads: Tensor, tails: Tensor) -> Tensor:
