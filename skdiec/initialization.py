@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,8 +40,8 @@ _SURER_BY = 0.02
 """Where the cut is raised, the partition must be more stable by so much: where all are stable, that says nothing."""
 
 _FEW_IMAGES, _RUNS, _APART = 3000, 3, 100
-"""Of up to so many images, each partition is found so many times, and the most stable one taken. Seeds lie apart, since
-starts within a run count on from its seed."""
+"""Of up to so many images, each partition is found so many times, and the most stable one taken, of merges if there are
+any. Seeds lie apart, since starts within a run count on from its seed."""
 
 _QUICK_INIT = 3
 
@@ -194,7 +193,7 @@ def _surest_partition(
 
     def find(x: NDArray[np.float64], each: sparse.csr_array) -> Partition:
         run = functools.partial(initial_partition, x, each, n_clusters, cut, n_init=n_init, call_all=call_all)
-        return max((run(seed=seed + _APART * number) for number in range(n_runs)), key=attrgetter("stability"))
+        return max((run(seed=seed + _APART * number) for number in range(n_runs)), key=_merges_first)
 
     def lowest(each: sparse.csr_array) -> float:
         return best_partition(h, each, n_clusters, normalized_cut, n_init=_QUICK_INIT, seed=seed, call_all=call_all).cut
@@ -216,6 +215,15 @@ def _surest_partition(
     if are_all:
         return found[surest], alike
     return replace(found[surest], labels=_spread(found[surest].labels, rows, h, graph)), graph
+
+
+def _merges_first(partition: Partition) -> tuple[bool, float]:
+    """Return what a run's partition is chosen by.
+
+    Where sizes differ by far, the lowest cut is a wrong partition that nearly all candidates agree on, and merges are
+    only trusted in some runs. So they come first: how stable the two are says nothing about which is right.
+    """
+    return partition.source == "merged", partition.stability
 
 
 def _spread(

@@ -889,6 +889,18 @@ def test_of_few_images_the_most_stable_of_several_partitions_is_taken(n_init, fe
     assert set(found.labels) == {1 + stabilities.index(found.stability)}
 
 
+def test_of_several_partitions_trusted_merges_come_before_a_lowest_cut(monkeypatch):
+    h = np.random.default_rng(0).normal(size=(30, 2))
+    found = [("merged", 0.9), ("spectral", 0.99), ("merged", 0.95)]
+
+    def partition(h, graph, n_clusters, cut, *, seed, **options):
+        source, stability = found[seed // initialization._APART]
+        return Partition(np.full(30, seed), 1.0, source, stability)
+
+    monkeypatch.setattr(initialization, "initial_partition", partition)
+    assert initialize_at(h).stability == 0.95
+
+
 def test_images_are_compared_as_they_are_moved_where_their_clusters_lie_as_far_apart_then():
     rng = np.random.default_rng(0)
     kinds, place = np.repeat([0, 1], 60), rng.uniform(-10, 10, size=120)

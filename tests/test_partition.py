@@ -28,6 +28,7 @@ from skdiec.partition import (
     kmeans_labels,
     merge_tree,
     merged_partition,
+    split_and_merge,
     strongest_link,
     unit_rows,
 )
@@ -148,11 +149,11 @@ def test_ensemble_partition_is_the_lowest_cut_of_two_rounds(n_init):
     if n_init > 1:
         weighted = co_association_graph(graph, [labels for _, labels in first])
         best_partition(None, weighted, 5, recorded_cut(second), n_init=n_init // 2, seed=7)
-    assert len(seen) == 4 * n_init - n_init // 2
-    for (value, labels), (_, expected) in zip(seen, first + second, strict=True):
+    candidates = seen[: 4 * n_init - n_init // 2]  # further cuts are those of clusters split and merged
+    for (value, labels), (_, expected) in zip(candidates, first + second, strict=True):
         np.testing.assert_array_equal(labels, expected)
         assert value == normalized_cut(graph, labels)  # that of the graph itself, in the second round too
-    assert found.cut == min(value for value, _ in seen) == normalized_cut(graph, found.labels)
+    assert found.cut == normalized_cut(graph, found.labels) <= min(value for value, _ in candidates)
     assert found.labels.dtype == np.int32
 
 
@@ -340,6 +341,94 @@ def test_a_cluster_tree_leads_over_the_clusters():
     np.testing.assert_array_equal(again[1], tree)
     one, nothing = cluster_tree(X[:3], knn_graph(X[:3]), np.zeros(3, dtype=int))
     assert (one.tolist(), nothing.shape) == ([0, 0, 0], (0, 4))
+
+
+# Splitting and merging
+
+
+def one_split_and_two_together(y):
+    """Return blobs from 0 on with the first one split, at random, and the last two together."""
+    wrong = np.minimum(y, y.max() - 1)
+    wrong[(y == 0) & (np.arange(len(y)) % 2 == 1)] = y.max()
+    return wrong
+
+
+def halves_by_kmeans(X, asked=None):
+    def halves(members):
+        if asked is not None:
+            asked.append(members)
+        return kmeans_labels(X[members], 2, n_init=3)
+
+    return halves
+
+
+@pytest.mark.parametrize("n_blobs", [3, 6])
+def test_a_class_that_is_split_and_two_that_are_together_are_mended(n_blobs):
+    X, y = blobs([80] * n_blobs, 0.3, 1)
+    graph = knn_graph(X)
+    wrong = one_split_and_two_together(y)
+    found = split_and_merge(graph, wrong, partial(normalized_cut, graph), halves_by_kmeans(X))
+    assert clustering_accuracy(y, wrong) < 0.85
+    np.testing.assert_array_equal(found, y)  # blobs are numbered in the order of their first rows too
+    assert found.dtype == np.int32
+    assert 1.2 * strongest_link(graph, found) <= strongest_link(graph, wrong)
+
+
+def test_of_two_mistakes_the_one_that_stands_out_is_mended_first():
+    X, y = blobs([80] * 8, 0.2, 1)
+    graph = knn_graph(X)
+    wrong = np.concatenate([one_split_and_two_together(y[:320]), 4 + one_split_and_two_together(y[320:] - 4)])
+    wrong[(y == 4) & (np.arange(640) % 2 == 1) & (np.arange(640) % 5 > 0)] = 4  # a tenth of this blob is split off
+    wrong[(y == 4) & (np.arange(640) % 10 == 5)] = 7
+    found = split_and_merge(graph, wrong, partial(normalized_cut, graph), halves_by_kmeans(X))
+    np.testing.assert_array_equal(found, y)
+
+
+def test_clusters_stay_where_nothing_is_to_be_mended():
+    X, y = blobs([80] * 6, 0.2, 1)
+    graph, asked = knn_graph(X), []
+    # No two links of halves stand out here, or the cut would rise.
+    np.testing.assert_array_equal(split_and_merge(graph, y, partial(normalized_cut, graph), halves_by_kmeans(X)), y)
+    wrong = one_split_and_two_together(y)
+    kept = split_and_merge(graph, wrong, lambda labels: 1.0, halves_by_kmeans(X))  # of no lower cut
+    assert adjusted_rand_score(kept, wrong) == 1.0
+    apart = sparse.block_diag([np.ones((4, 4)), np.ones((4, 4))]).tocsr()
+    labels = np.repeat([0, 1], 4)
+    np.testing.assert_array_equal(split_and_merge(apart, labels, len, halves_by_kmeans(X, asked)), labels)
+    np.testing.assert_array_equal(split_and_merge(apart, 0 * labels, len, halves_by_kmeans(X, asked)), 0 * labels)
+    assert asked == []  # not a single link
+    one = split_and_merge(graph, wrong, partial(normalized_cut, graph), lambda members: np.zeros(len(members)))
+    np.testing.assert_array_equal(one, kept)  # of images that are all the same
+
+
+def test_a_lower_cut_is_not_enough_to_be_preferred():
+    # Parts of one cloud: whatever is merged, the next strongest link is nearly as strong.
+    X = np.random.default_rng(0).uniform(size=(400, 2))
+    graph = knn_graph(X)
+    labels = kmeans_labels(X, 9, seed=0)
+    tried = []
+
+    def cut(labels):
+        tried.append(normalized_cut(graph, labels) - len(tried))  # ever lower
+        return tried[-1]
+
+    found = split_and_merge(graph, labels, cut, halves_by_kmeans(X))
+    assert adjusted_rand_score(labels, found) == 1.0
+    assert len(tried) > 1
+
+
+def test_ensemble_partition_mends_what_no_candidate_has_right(monkeypatch):
+    X, y = blobs([80] * 6, 0.3, 1)
+    graph, wrong = knn_graph(X), one_split_and_two_together(y)
+    other = wrong[::-1]  # another mistake
+    monkeypatch.setattr(
+        "skdiec.partition.candidates._candidates",
+        lambda *args: [("spectral", lambda: np.int32(wrong))] * 3 + [("spectral", lambda: np.int32(5 - other))],
+    )
+    found = ensemble_partition(X, graph, 6, balanced(6), n_init=2)
+    np.testing.assert_array_equal(found.labels, y)
+    assert (found.cut, found.source) == (balanced_cut(graph, y, 6), "spectral")
+    assert found.stability == 1.0  # all of its rivals become the same
 
 
 # Choice

@@ -24,6 +24,7 @@ from skdiec.partition.candidates import (
     unit_rows,
 )
 from skdiec.partition.merging import cut_tree, merge_tree, merged_partition, strongest_link
+from skdiec.partition.splitting import WEAKER_BY, split_and_merge
 
 __all__ = [
     "CallAll",
@@ -38,15 +39,13 @@ __all__ = [
     "kmeans_labels",
     "merge_tree",
     "merged_partition",
+    "split_and_merge",
     "strongest_link",
     "unit_rows",
 ]
 
 STRONG_LINK = 0.045
 """Two clusters whose link (`strongest_link`) is at least this may be halves of one."""
-
-WEAKER_BY = 1.2
-"""By which factor merges must lower the strongest link to be preferred."""
 
 STABLE = 0.88
 """Mean adjusted Rand index among merges of several finer partitions, from which on they are trusted."""

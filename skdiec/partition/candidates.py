@@ -14,6 +14,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from skdiec.graph import spectral_embedding
+from skdiec.partition.merging import in_order
+from skdiec.partition.splitting import split_and_merge
 
 AGREEMENT_POWER = 4
 """How steeply the weight of an edge falls with the share of partitions that put its ends into the same cluster."""
@@ -22,6 +24,7 @@ NEAR_LOWEST = 1.1
 """Candidates up to so many times the lowest cut are its rivals."""
 
 _MAX_RIVALS = 20
+_SPLIT_INIT = 3
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def best_partition(
     -------
     Partition
     """
-    candidates = _candidates(X, graph, n_clusters, n_init, given, warm_start, seed)
+    vectors = _eigenvectors(graph, n_clusters, seed)
+    candidates = _candidates(X, n_clusters, n_init, given, warm_start, seed, vectors)
     return _lowest(_find(candidates, partial(cut, graph), call_all), n_init)
 
 
@@ -114,7 +118,8 @@ def ensemble_partition(
     Half of the starts go to candidates as in `best_partition`. They disagree on some edges of the graph, and where most
     of them agree they are mostly right: so the other half goes to the eigenvectors of the graph with its edges weighted
     by their agreement (`co_association_graph`). These find lower cuts than as many more starts on the graph itself do.
-    All candidates are compared by their cut on the graph itself.
+    All candidates are compared by their cut on the graph itself. Those with a cut near the lowest are mended where they
+    split a class and leave two together (`split_and_merge`).
 
     Parameters
     ----------
@@ -130,14 +135,49 @@ def ensemble_partition(
     """
     second = n_init // 2
     value = partial(cut, graph)
-    found = _find(_candidates(X, graph, n_clusters, n_init - second, (), None, seed), value, call_all)
+    vectors = _eigenvectors(graph, n_clusters, seed)
+    found = _find(_candidates(X, n_clusters, n_init - second, (), None, seed, vectors), value, call_all)
     if second > 0:
-        weighted = co_association_graph(graph, [partition.labels for partition in found])
-        found += _find(_candidates(None, weighted, n_clusters, second, (), None, seed), value, call_all)
-    lowest = _lowest(found, n_init)
-    rivals = sorted((other for other in found if other is not lowest), key=lambda partition: partition.cut)
-    rivals = [other for other in rivals if other.cut <= NEAR_LOWEST * lowest.cut]
-    return replace(lowest, stability=mean_agreement(lowest, rivals[:_MAX_RIVALS]))
+        weighted = _eigenvectors(co_association_graph(graph, [one.labels for one in found]), n_clusters, seed)
+        found += _find(_candidates(None, n_clusters, second, (), None, seed, weighted), value, call_all)
+    found = _near(found, _lowest(found, n_init).cut)
+    if vectors is not None:
+        found = _mended(found, graph, value, unit_rows(vectors), seed)
+    lowest, *rivals = _near(found, min(partition.cut for partition in found))
+    return replace(lowest, stability=mean_agreement(lowest, rivals))
+
+
+def _near(found: Sequence[Partition], lowest: float) -> list[Partition]:
+    """Return the partition with the lowest cut and its rivals, by their cut."""
+    near = [partition for partition in found if partition.cut <= NEAR_LOWEST * lowest]
+    return sorted(near, key=lambda partition: partition.cut)[: 1 + _MAX_RIVALS]
+
+
+def _mended(
+    found: Sequence[Partition],
+    graph: sparse.csr_array,
+    value: Callable[[NDArray[np.int32]], float],
+    rows: NDArray[np.float64],
+    seed: int,
+) -> list[Partition]:
+    """Split and merge clusters of partitions, where that mends them. Many are the same, and so is what becomes of them.
+
+    Clusters are split by k-means on `rows`.
+    """
+
+    def halves(members: NDArray[np.integer]) -> NDArray[np.int32]:
+        cluster = rows[members]
+        if (cluster == cluster[0]).all():
+            return np.zeros(len(members), dtype=np.int32)
+        return kmeans_labels(cluster, 2, n_init=_SPLIT_INIT, seed=seed)
+
+    mended: dict[bytes, Partition] = {}
+    for partition in found:
+        key = in_order(partition.labels).tobytes()
+        if key not in mended:
+            labels = split_and_merge(graph, partition.labels, value, halves)
+            mended[key] = replace(partition, labels=labels, cut=value(labels))
+    return [mended[in_order(partition.labels).tobytes()] for partition in found]
 
 
 def co_association_graph(graph: sparse.csr_array, partitions: Sequence[NDArray[np.integer]]) -> sparse.csr_array:
@@ -259,14 +299,21 @@ def _lowest(found: Sequence[Partition], n_init: int) -> Partition:
     return min(found, key=lambda partition: partition.cut)
 
 
+def _eigenvectors(graph: sparse.csr_array, n_clusters: int, seed: int) -> NDArray[np.float64] | None:
+    """Return the eigenvectors that candidates are found on, unless there is but one partition to find."""
+    if n_clusters < 2 or graph.shape[0] <= n_clusters:
+        return None
+    return spectral_embedding(graph, n_eigenvectors(n_clusters), seed=seed)
+
+
 def _candidates(
     X: ArrayLike | None,
-    graph: sparse.csr_array,
     n_clusters: int,
     n_init: int,
     given: Sequence[NDArray[np.integer]],
     warm_start: NDArray[np.integer] | None,
     seed: int,
+    vectors: NDArray[np.float64] | None,
 ) -> list[tuple[str, Callable[[], NDArray[np.int32]]]]:
     """Return where each candidate comes from, and how to find it."""
     found: list[tuple[str, Callable[[], NDArray[np.int32]]]] = []
@@ -274,9 +321,8 @@ def _candidates(
     if X is not None:
         rows = np.asarray(X)
         found += [("k-means", partial(kmeans_labels, rows, n_clusters, seed=seed + start)) for start in range(n_init)]
-    if n_clusters < 2 or graph.shape[0] <= n_clusters:
+    if vectors is None:
         return found
-    vectors = spectral_embedding(graph, n_eigenvectors(n_clusters), seed=seed)
     for width in sorted({n_clusters, (n_clusters + vectors.shape[1]) // 2, vectors.shape[1]}):
         cluster = partial(kmeans_labels, unit_rows(vectors[:, :width]), n_clusters)
         if warm_start is not None:

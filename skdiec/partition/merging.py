@@ -33,8 +33,25 @@ def strongest_link(graph: sparse.csr_array, labels: NDArray[np.integer]) -> floa
     >>> round(strongest_link(path, np.array([0, 0, 1, 1])), 4)  # one edge, of the three that each cluster has
     0.3333
     """
-    weights = _between(graph, np.unique(labels, return_inverse=True)[1])
-    return max(0.0, float(_links(weights).max()))
+    links = links_between(graph, np.unique(labels, return_inverse=True)[1])
+    return max(0.0, float(links.max()))
+
+
+def links_between(graph: sparse.csr_array, labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the link of each two clusters.
+
+    Parameters
+    ----------
+    graph : sparse array of shape (n, n)
+    labels : integer array of shape (n,)
+        Clusters, from 0.
+
+    Returns
+    -------
+    ndarray of shape (m, m)
+        See `strongest_link`; minus infinity on the diagonal.
+    """
+    return _links(_between(graph, labels))
 
 
 def merged_partition(
@@ -133,8 +150,22 @@ def cut_tree(tree: NDArray[np.float64], n_clusters: int) -> NDArray[np.int32]:
         top[[first, second]] = n_leaves + step
     for node in range(len(top) - 1, -1, -1):  # parents have higher numbers than their children
         top[node] = top[top[node]]
-    _, first_leaf, codes = np.unique(top[:n_leaves], return_index=True, return_inverse=True)
-    return first_leaf.argsort().argsort()[codes].astype(np.int32)
+    return in_order(top[:n_leaves])
+
+
+def in_order(labels: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Renumber clusters from 0 in the order of their first rows, so that equal partitions have equal labels.
+
+    Parameters
+    ----------
+    labels : integer array of shape (n,)
+
+    Returns
+    -------
+    ndarray of shape (n,), int32
+    """
+    _, first_rows, codes = np.unique(labels, return_index=True, return_inverse=True)
+    return first_rows.argsort().argsort()[codes].astype(np.int32)
 
 
 def _without_small(
