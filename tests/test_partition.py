@@ -362,6 +362,11 @@ def halves_by_kmeans(X, asked=None):
     return halves
 
 
+def cut_of(labels, value, others):
+    """Return a cut that has one value for a partition, and another for all others."""
+    return lambda each: value if adjusted_rand_score(each, labels) == 1.0 else others
+
+
 @pytest.mark.parametrize("n_blobs", [3, 6])
 def test_a_class_that_is_split_and_two_that_are_together_are_mended(n_blobs):
     X, y = blobs([80] * n_blobs, 0.3, 1)
@@ -390,8 +395,11 @@ def test_clusters_stay_where_nothing_is_to_be_mended():
     # No two links of halves stand out here, or the cut would rise.
     np.testing.assert_array_equal(split_and_merge(graph, y, partial(normalized_cut, graph), halves_by_kmeans(X)), y)
     wrong = one_split_and_two_together(y)
-    kept = split_and_merge(graph, wrong, lambda labels: 1.0, halves_by_kmeans(X))  # of no lower cut
-    assert adjusted_rand_score(kept, wrong) == 1.0
+    for lower in (1.0, 0.99):  # clearly lower it must be
+        kept = split_and_merge(graph, wrong, cut_of(wrong, 1.0, lower), halves_by_kmeans(X))
+        assert adjusted_rand_score(kept, wrong) == 1.0
+    found = split_and_merge(graph, wrong, cut_of(wrong, 1.0, 0.97), halves_by_kmeans(X))
+    assert adjusted_rand_score(found, wrong) < 1.0
     apart = sparse.block_diag([np.ones((4, 4)), np.ones((4, 4))]).tocsr()
     labels = np.repeat([0, 1], 4)
     np.testing.assert_array_equal(split_and_merge(apart, labels, len, halves_by_kmeans(X, asked)), labels)

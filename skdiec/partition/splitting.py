@@ -13,6 +13,9 @@ from skdiec.partition.merging import in_order, links_between, strongest_link
 WEAKER_BY = 1.2
 """By which factor the strongest link must fall for other clusters to be preferred."""
 
+LOWER_BY = 1.02
+"""By which factor the cut must fall: of representations that hardly tell two partitions apart, it may prefer either."""
+
 _MOST_STEPS = 10
 
 
@@ -26,9 +29,9 @@ def split_and_merge(
 
     k-means often splits one class and leaves two others together, from whichever start. Two halves of a class have a
     strong link (`strongest_link`). So the clusters with the strongest one are merged, and the cluster is split whose
-    split gives the lowest cut. The new partition is taken if its cut is lower and its strongest link weaker by far.
-    Where classes overlap, links hardly fall whatever is merged, and there a lower cut says little. Of several mistakes,
-    those are mended whose link stands out from all others.
+    split gives the lowest cut. The new partition is taken if its cut is clearly lower, and its strongest link weaker by
+    far. Where classes overlap, links hardly fall whatever is merged, and there a lower cut says little. Of several
+    mistakes, those are mended whose link stands out from all others.
 
     Parameters
     ----------
@@ -63,7 +66,7 @@ def split_and_merge(
                 splits.append(merged.copy())
                 splits[-1][half] = second
         cuts = [cut(split) for split in splits]
-        if not splits or min(cuts) >= lowest:
+        if not splits or LOWER_BY * min(cuts) > lowest:
             break
         split = splits[int(np.argmin(cuts))]
         if strongest_link(graph, split) > limit:
