@@ -143,9 +143,10 @@ class DiffusionEmbeddedClustering(
         The partition that training starts from.
 
         - ``"graph"`` is the one with the lowest balanced cut (`skdiec.scores.balanced_cut`) of the neighbourhood graph
-          among many spectral and k-means partitions. Where that has split a large class, as it does where sizes differ
-          by far, it is one of merged clusters (`skdiec.partition.initial_partition`). Where the search saw all images
-          and chose by ``"consensus"``, a second partition is found on a sum of graphs: twice that of the best
+          among many spectral and k-means partitions. Where k-means has split one class and left two together, that is
+          mended (`skdiec.partition.split_and_merge`). Where the cut has split a large class, as it does where sizes
+          differ by far, it is one of merged clusters (`skdiec.partition.initial_partition`). Where the search saw all
+          images and chose by ``"consensus"``, a second partition is found on a sum of graphs: twice that of the best
           representation, and those of the three next best ones. The one with the higher `stability_` is taken.
         - ``"k-means++"`` is the paper's k-means on the features.
         - One dimension: labels, the cluster of each image from 0 to n_clusters - 1, each cluster with an image. So a
