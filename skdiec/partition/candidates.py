@@ -171,13 +171,13 @@ def _mended(
             return np.zeros(len(members), dtype=np.int32)
         return kmeans_labels(cluster, 2, n_init=_SPLIT_INIT, seed=seed)
 
+    keys = [in_order(partition.labels).tobytes() for partition in found]
     mended: dict[bytes, Partition] = {}
-    for partition in found:
-        key = in_order(partition.labels).tobytes()
+    for key, partition in zip(keys, found, strict=True):
         if key not in mended:
             labels = split_and_merge(graph, partition.labels, value, halves)
             mended[key] = replace(partition, labels=labels, cut=value(labels))
-    return [mended[in_order(partition.labels).tobytes()] for partition in found]
+    return [mended[key] for key in keys]
 
 
 def co_association_graph(graph: sparse.csr_array, partitions: Sequence[NDArray[np.integer]]) -> sparse.csr_array:
