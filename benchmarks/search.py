@@ -53,16 +53,11 @@ def search_both(name: str, folder: Path | None, seed: int) -> dict[str, dict[str
         search = model.search_result_
         if strategy == "grid":
             scores = search.scores[search.criterion]
-        position = (
-            search.layers.index(search.best.layer),
-            search.timesteps.index(search.best.timestep),
-            search.poolings.index(search.best.pooling),
-        )
         found[strategy] = {
             "evaluations": search.n_evaluations,
             "passes": search.n_forward,
             "seconds": search.seconds,
-            "regret": float(1 - scores[position] / np.nanmax(scores)),
+            "regret": float(1 - scores[search.position(search.best)] / np.nanmax(scores)),
             "cell": f"{search.best.layer} t={search.best.timestep} p={search.best.pooling}",
         }
     return found

@@ -13,25 +13,27 @@ from skdiec.search import IMAGES_PER_CLUSTER, SUBSET_FRACTION
 logger = logging.getLogger(__name__)
 
 
-def search_passes(strategy: str, *, n_images: int, n_draws: int, n_timesteps: int, n_clusters: int) -> int:
+def search_passes(
+    strategy: str, *, n_images: int, n_draws: int, n_timesteps: int, n_clusters: int, n_final: int = 0
+) -> int:
     """Return how many images a search sends through the network at most, noise draws counted.
 
     Parameters
     ----------
     strategy : {"grid", "halving"}
-    n_images, n_draws, n_timesteps, n_clusters : int
+    n_images, n_draws, n_timesteps, n_clusters, n_final : int
         As in `search_cells`.
 
     Returns
     -------
     int
-        Of the grid, not only at most.
+        Of the grid, not only at most, if there are several cells to compare in the end.
     """
     if strategy == "grid":
-        return n_timesteps * n_draws * n_images
+        return n_timesteps * n_draws * n_images + n_final
     # Each timestep is scored on one draw of fewer images, if at all, then the best one on all.
     size = min(n_images, max(n_images // SUBSET_FRACTION, IMAGES_PER_CLUSTER * n_clusters))
-    return n_timesteps * size + n_draws * n_images
+    return n_timesteps * size + n_draws * n_images + n_final
 
 
 @dataclass

@@ -20,14 +20,17 @@ from typer.testing import CliRunner
 
 import skdiec
 from skdiec._estimator.stages import seconds_of_passes
-from skdiec.cli import app
+from skdiec.activations import Cell
+from skdiec.cli import app, searching
 from skdiec.cli.clustering import LABELS_FILE, PARQUET_FILE, SUMMARY_FILE
 from skdiec.cli.console import Console
 from skdiec.cli.fitting import _split
 from skdiec.cli.reading import find_files, read_images
+from skdiec.cli.tables import rows_of as rows_of_table
 from skdiec.messages import duration
 from skdiec.report.words import number_found
 from skdiec.sampling import sample_images
+from skdiec.search import SearchResult, SearchStage
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="the command line writes Parquet")
 
@@ -610,16 +613,31 @@ def test_search_ranks_the_representations_and_leaves_its_work_to_the_clustering(
     options = ["-k", 3, "--backbone", backbone, "--quiet"]
     rows = json.loads(succeed("search", folder, *options, "--json").stdout)
     assert [row["consensus"] for row in rows] == sorted((row["consensus"] for row in rows), reverse=True)
-    assert [list(row) for row in rows[:1]] == [["layer", "timestep", "pooling", "consensus", "scott"]]
+    assert [list(row) for row in rows[:1]] == [["layer", "timestep", "pooling", "consensus", "scott", "chosen"]]
     written = rows_of(out / "search.csv")
     assert [row["layer"] for row in written] == [row["layer"] for row in rows]
     text = succeed("search", folder, *options).stdout
     assert f"All {len(rows)} are in {out / 'search.csv'}" in text
     assert not (out / "model").exists()
     summary = json.loads(succeed("cluster", folder, *options, "--json").stdout)
-    best = [row for row in rows if row["consensus"] == rows[0]["consensus"]]
+    (best,) = [row for row in rows if row["chosen"]]
+    assert best["consensus"] == rows[0]["consensus"]
     chosen = summary["representation"]
-    assert chosen in [{name: row[name] for name in chosen} for row in best]
+    assert chosen == {name: best[name] for name in chosen}
+    assert f"chosen: {best['layer']}, timestep {best['timestep']}, pooling {best['pooling']}\n" in text
+
+
+def test_search_says_on_what_the_best_representations_were_compared_in_the_end():
+    layers, cells = ("early", "late"), (Cell("late", 50, 1), Cell("early", 50, 1))
+    scores = {"consensus": np.array([[[0.3], [0.6]], [[0.4], [0.7]]]), "scott": np.ones((2, 2, 1))}
+    stage = SearchStage(2000, 1, cells, scores, 4000, 4000.0, 1.0)
+    final = SearchStage(10_000, 1, cells, scores, 10_000, 10_000.0, 1.0)
+    result = SearchResult(cells[1], layers, (10, 50), (1,), "consensus", (stage,), final)
+    table = searching._score_table(result)
+    assert table["consensus"] == [0.7, 0.6, 0.4, 0.3]
+    assert table["chosen"] == [False, True, False, False]
+    text = searching._in_words(rows_of_table(table), result, Path("search.csv"))
+    assert "\nchosen: early, timestep 50, pooling 1, of the best 2 at this timestep on 10,000 images\n" in text
 
 
 def test_sample_draws_a_grid(backbone, tmp_path):

@@ -839,6 +839,25 @@ def test_search_looks_at_a_random_subset_and_the_rest_is_clustered_with_it(make_
     assert rows.max() > 20  # not the first ones
 
 
+@pytest.mark.parametrize(("size", "n_final"), [(8, 40), (12, 48), (24, 48), (25, 0), (48, 0), (99, 0)])
+def test_best_representations_are_compared_on_five_times_the_images_of_the_search(
+    size, n_final, make_model, images, extracted
+):
+    model = make_model(max_search_samples=size, pooling=(1, 2)).fit(images)
+    result = model.search_result_
+    assert (0 if result.final is None else result.final.n_images) == n_final
+    assert Cell(model.layer_, model.timestep_, model.pooling_) == result.best
+    searched = [rows for rows, draw in extracted if draw == 0]
+    assert len(searched[0]) == min(size, len(images))
+    if n_final:
+        assert_array_equal(searched[1][:size], searched[0])
+        assert len(set(searched[1])) == n_final
+
+
+def test_other_criteria_have_no_final_comparison(make_model, images):
+    assert make_model(max_search_samples=8, pooling=(1, 2), criterion="scott").fit(images).search_result_.final is None
+
+
 @pytest.fixture
 def partitioned(monkeypatch):
     """The features and the graph of every search for an initial partition, as they come."""

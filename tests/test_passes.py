@@ -28,11 +28,12 @@ def messages(caplog):
 
 @pytest.mark.parametrize("strategy", ["grid", "halving"])
 @pytest.mark.parametrize(
-    ("n_images", "n_timesteps", "n_draws", "n_clusters"), [(90, 8, 2, 3), (600, 5, 1, 3), (60, 1, 3, 2)]
+    ("n_images", "n_timesteps", "n_draws", "n_clusters", "n_final"),
+    [(90, 8, 2, 3, 0), (600, 5, 1, 3, 0), (60, 1, 3, 2, 0), (60, 3, 1, 2, 200)],
 )
-def test_passes_of_a_search_are_no_more_than_foretold(strategy, n_images, n_timesteps, n_draws, n_clusters):
+def test_passes_of_a_search_are_no_more_than_foretold(strategy, n_images, n_timesteps, n_draws, n_clusters, n_final):
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(n_images, 6)).astype(np.float32)
+    X = rng.normal(size=(n_images + n_final, 6)).astype(np.float32)
     result = search_cells(
         lambda cells, draw, count: dict.fromkeys(cells, X[:count]),
         strategy=strategy,
@@ -43,13 +44,19 @@ def test_passes_of_a_search_are_no_more_than_foretold(strategy, n_images, n_time
         poolings=(1,),
         n_clusters=n_clusters,
         n_init=1,
+        n_final=n_final,
     )
     foretold = search_passes(
-        strategy, n_images=n_images, n_draws=n_draws, n_timesteps=n_timesteps, n_clusters=n_clusters
+        strategy,
+        n_images=n_images,
+        n_draws=n_draws,
+        n_timesteps=n_timesteps,
+        n_clusters=n_clusters,
+        n_final=n_final,
     )
     assert result.n_forward <= foretold
     if strategy == "grid":
-        assert result.n_forward == foretold == n_images * n_draws * n_timesteps
+        assert result.n_forward == foretold == n_images * n_draws * n_timesteps + n_final
 
 
 def test_time_is_told_once_of_all_that_is_left_when_all_first_passes_are_through(clock, caplog):

@@ -180,6 +180,15 @@ def test_thumbnails_are_the_images(page, images):
         assert np.abs(found.mean(axis=2) - images[row]).mean() < 12  # compressed
 
 
+def test_page_says_on_what_the_best_representations_were_compared(make_model, model, images, tmp_path):
+    mark = "the frame mark the chosen one"
+    page = write_report(model, images, tmp_path / "plain.html").read_text("utf-8")
+    assert f"{mark}.</p>" in page
+    compared = make_model(**GRID, max_search_samples=20).fit(images)
+    page = write_report(compared, images, tmp_path / "compared.html").read_text("utf-8")
+    assert f"{mark}, the best of 4 at its timestep on {len(images)} images.</p>" in page
+
+
 def test_scores_and_history_come_back(page, model):
     search, best = page.data["search"], model.search_result_.best
     row, column, pooling = search["best"]

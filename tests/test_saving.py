@@ -130,6 +130,7 @@ def siblings(folder):
         {"n_clusters": 1},
         {"init": "k-means++"},  # stability_ is NaN
         {"layer": None, "timestep": [10, 50, 100], "pooling": (1, 8), "search": "halving"},
+        {"pooling": (1, 2), "max_search_samples": 10},  # with a final stage
         {"criterion": "normalized_cut", "search_draws": 2, "n_draws": 2, "shift": 1, "nu": 2.5},
     ],
     ids=str,
@@ -784,6 +785,8 @@ def setting(path, value):
         (["fitted", "search_result_", "criterion"], "other", "scores must have 'scott' and the criterion"),
         (["fitted", "search_result_", "stages"], [], "stages must be a list"),
         (["fitted", "search_result_", "stages"], [3], "0 must be a JSON object"),
+        (["fitted", "search_result_", "final"], [3], "final must be a JSON object"),
+        (["fitted", "search_result_", "final"], {}, "final.* misses"),
         (
             ["fitted", "search_result_", "stages", 0, "n_cells"],
             2,

@@ -18,7 +18,7 @@ from skdiec.activations import Cell
 from skdiec.graph import knn_graph
 from skdiec.partition import best_partition, kmeans_labels
 from skdiec.scores import balanced_cut, modularity, normalized_cut, relative_cut, scott_score
-from skdiec.search import principal_components, reduce_features, search_cells
+from skdiec.search import principal_components, reduce_features, scoring, search_cells
 
 CLASSES = np.repeat([0, 1, 2], 20)
 LAYERS = {"wide": (2, 8, 8), "flat": (3, 4, 2), "deep": (4, 1, 1)}
@@ -708,3 +708,101 @@ def test_grid_is_one_stage_of_all_cells():
     assert (stage.n_images, stage.n_draws, len(stage.cells)) == (60, 2, 12)
     assert (stage.n_forward, stage.n_evaluations) == (60 * 2 * 2, 60 * 2 * 2 * 0.75)
     assert (result.scores, result.n_evaluations, result.seconds) == (stage.scores, stage.n_evaluations, stage.seconds)
+
+
+# The final stage
+
+FINAL = {**SPACE, "n_images": 150, "timesteps": (20, 40), "criterion": "consensus"}
+
+
+def misleading(lasting, passing, calls, few):
+    """Features with two clusters in all images at one cell, in the first few alone at another, and nowhere else."""
+
+    def extract(cells, draw, count):
+        calls.append((list(cells), draw, count))
+        found = {}
+        for cell in cells:
+            rng = np.random.default_rng([len(cell.layer), cell.timestep, cell.pooling, draw])
+            values = rng.normal(size=(1000, 6)).astype(np.float32)[:count]
+            distance = {lasting: 5, passing: 20}.get(cell, 0)
+            clusters = np.arange(count) % 2 * (np.arange(count) < (few if cell == passing else count))
+            values[:, 0] += distance * clusters
+            found[cell] = values
+        return found
+
+    return extract
+
+
+@pytest.mark.parametrize("strategy", ["grid", "halving"])
+def test_the_best_cells_of_a_timestep_are_compared_on_more_images(strategy, caplog):
+    calls, space = [], {**FINAL, "strategy": strategy}
+    extract = misleading(Cell("middle", 20, 1), Cell("early", 20, 2), calls, few=150)
+    plain = search_cells(extract, **space)
+    assert plain.final is None
+    n_calls = len(calls)
+    with caplog.at_level(logging.INFO, "skdiec"):
+        result = search_cells(extract, **space, n_final=600)
+    final = result.final
+    assert (final.n_images, final.n_draws, final.n_forward) == (600, 1, 600)
+    assert calls[2 * n_calls :] == [(list(final.cells), 0, 600)]
+    of_timestep = [cell for cell in plain.stages[-1].cells if cell.timestep == 20]
+    by_score = sorted(of_timestep, key=lambda cell: -plain.scores["consensus"][plain.position(cell)])
+    assert list(final.cells) == by_score[:4]
+    assert plain.best == final.cells[0] == Cell("early", 20, 2)
+    assert result.best == Cell("middle", 20, 1)
+    assert result.best == max(final.cells, key=lambda cell: final.scores["consensus"][result.position(cell)])
+    assert np.isfinite(final.scores["consensus"]).sum() == 4
+    # All else is as without it.
+    assert [stage.n_forward for stage in result.stages] == [stage.n_forward for stage in plain.stages]
+    for name in result.scores:
+        assert_array_equal(result.scores[name], plain.scores[name])
+    assert (result.n_images, result.n_forward) == (150, plain.n_forward + 600)
+    assert result.n_evaluations == plain.n_evaluations + final.n_evaluations
+    assert result.seconds == pytest.approx(sum(stage.seconds for stage in (*result.stages, final)))
+    assert caplog.messages[-1] == "on 600 images, the best of 4 is middle, timestep 20, pooling 1"
+
+
+def test_the_final_graphs_are_added_up(monkeypatch):
+    seen = []
+
+    def watched(runs):
+        seen.append(runs)
+        return scoring.consensus(runs)
+
+    monkeypatch.setattr("skdiec.search.stages.consensus", watched)
+    extract = misleading(Cell("middle", 20, 1), Cell("early", 20, 2), [], few=150)
+    result = search_cells(extract, **FINAL, n_final=300)
+    runs = seen[-1]
+    assert list(runs) == list(result.final.cells)
+    total = sum(run.graph for (run,) in runs.values())
+    assert total.shape == (300, 300)
+    for cell, (run,) in runs.items():
+        value = result.final.scores["consensus"][result.position(cell)]
+        assert value == pytest.approx(modularity(total, run.labels), abs=1e-12)
+
+
+def test_the_final_partitions_start_anew(monkeypatch):
+    seen = []
+
+    def watched(X, graph, *arguments, n_init, warm_start, **options):
+        seen.append((graph.shape[0], n_init, warm_start is None))
+        return best_partition(X, graph, *arguments, n_init=n_init, warm_start=warm_start, **options)
+
+    monkeypatch.setattr("skdiec.search.scoring.best_partition", watched)
+    extract = misleading(Cell("middle", 20, 1), Cell("early", 20, 2), [], few=150)
+    result = search_cells(extract, **FINAL, n_final=300, n_init=2, n_final_init=7)
+    cells = set(result.final.cells)
+    assert [each for each in seen if each[0] == 300] == len(cells) * [(300, 7, True)]
+    assert (150, 2, False) in seen
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"n_final": 150}, {"n_final": 0}, {"criterion": "scott"}, {"layers": {"late": (6, 2, 2)}, "poolings": (1,)}],
+)
+def test_where_there_is_nothing_more_to_see_the_search_ends_with_its_stages(changed):
+    calls = []
+    extract = misleading(Cell("late", 20, 1), None, calls, few=0)
+    result = search_cells(extract, **{**FINAL, "n_final": 600, **changed})
+    assert result.final is None
+    assert max(count for _, _, count in calls) == 150

@@ -111,7 +111,8 @@ class DiffusionEmbeddedClustering(
 
     max_search_samples : int, default=2000
         Images, drawn at random, that representations are scored on. Where these are all of them, the next best
-        representations may help to find the partition (`init`).
+        representations may help to find the partition (`init`). Where there are at least twice as many,
+        ``criterion="consensus"`` compares the best four at the best timestep again, on five times as many or on all.
 
     search_draws : int, default=1
         Noise samples that the scores of the search are averaged over.

@@ -47,6 +47,9 @@ _MOVED_IMAGES = 3000
 _SEARCH_COMPONENTS = 32
 _SEARCH_INIT = 2
 
+_FINAL, _MORE = 5, 2
+"""The best representations are compared on so many times the images of the search, where there are that many more."""
+
 _FIRST_IMAGES = 1000
 """Images of the first estimate of the number of clusters: the search needs no better one."""
 
@@ -247,6 +250,7 @@ def _passes_ahead(model: DiffusionEmbeddedClustering, setup: Setup) -> Passes:
         model.search,
         n_images=min(len(setup.source), model.max_search_samples),
         n_draws=model.search_draws,
+        n_final=_n_final(model, setup.source),
         n_timesteps=len(setup.timesteps),
         n_clusters=MAX_CLUSTERS if model.n_clusters == "auto" else model.n_clusters,
     )
@@ -260,8 +264,12 @@ def _search(
     model: DiffusionEmbeddedClustering, extractor: FeatureExtractor, setup: Setup, steps: Steps, passes: Passes
 ) -> SearchResult:
     source, seeds, memory = setup.source, setup.seeds, setup.memory
-    size = min(len(source), model.max_search_samples)
-    order = np.random.default_rng(seeds.subset).choice(len(source), size, replace=False)
+    size, n_final = min(len(source), model.max_search_samples), _n_final(model, source)
+    rng = np.random.default_rng(seeds.subset)
+    order = rng.choice(len(source), size, replace=False)
+    if n_final:
+        others = np.setdiff1d(np.arange(len(source)), order)
+        order = np.concatenate([order, rng.choice(others, n_final - size, replace=False)])
     extractor = dataclasses.replace(extractor, n_draws=model.search_draws, latents=LatentCache())
     key: tuple = ()
     if memory.location is not None:
@@ -282,6 +290,7 @@ def _search(
         strategy=model.search,
         n_images=size,
         n_draws=model.search_draws,
+        n_final=n_final,
         layers=setup.layers,
         timesteps=setup.timesteps,
         poolings=setup.poolings,
@@ -291,6 +300,7 @@ def _search(
         n_components=_SEARCH_COMPONENTS,
         n_neighbors=model.n_neighbors,
         n_init=min(model.n_init, _SEARCH_INIT),
+        n_final_init=model.n_init,
         balance=model.gamma,
         seed=seeds.search,
     )
@@ -298,6 +308,13 @@ def _search(
         return dataclasses.replace(found, beside=None)
     place = order.argsort()
     return dataclasses.replace(found, beside=found.beside[place][:, place])
+
+
+def _n_final(model: DiffusionEmbeddedClustering, source: ImageSource) -> int:
+    """Return how many images the best representations are compared on in the end: none where few more are left."""
+    if model.criterion != "consensus" or len(source) < _MORE * model.max_search_samples:
+        return 0
+    return min(len(source), _FINAL * model.max_search_samples)
 
 
 def _project_moved(

@@ -72,7 +72,7 @@ def search(
         if as_json:
             show_json(rows)
         else:
-            show(_in_words(rows, model.search_result_.criterion, place / SEARCH_FILE))
+            show(_in_words(rows, model.search_result_, place / SEARCH_FILE))
 
 
 def _score_table(result: SearchResult) -> dict[str, list[Any]]:
@@ -83,16 +83,19 @@ def _score_table(result: SearchResult) -> dict[str, list[Any]]:
     scores = {result.criterion: result.scores[result.criterion], **scores}
     finite = np.argwhere(np.isfinite(scores[result.criterion]))
     places = sorted(finite.tolist(), key=lambda place: -scores[result.criterion][tuple(place)])
+    best = list(result.position(result.best))
     return {
         "layer": [result.layers[place[0]] for place in places],
         "timestep": [result.timesteps[place[1]] for place in places],
         "pooling": [result.poolings[place[2]] for place in places],
         **{name: [float(values[tuple(place)]) for place in places] for name, values in scores.items()},
+        "chosen": [place == best for place in places],
     }
 
 
-def _in_words(rows: list[dict[str, Any]], criterion: str, path: Path) -> str:
+def _in_words(rows: list[dict[str, Any]], result: SearchResult, path: Path) -> str:
     """Return the best representations as people read them."""
+    criterion, best, final = result.criterion, result.best, result.final
     width = max(len("layer"), *(len(row["layer"]) for row in rows))
     lines = ["", f"{'layer':<{width}}  timestep  pooling  {criterion:>12}  {'scott':>8}"]
     for row in rows[:_SHOWN]:
@@ -100,4 +103,7 @@ def _in_words(rows: list[dict[str, Any]], criterion: str, path: Path) -> str:
             f"{row['layer']:<{width}}  {row['timestep']:>8}  {row['pooling']:>7}  {row[criterion]:>12.4f}  "
             f"{row['scott']:>8.3g}"
         )
-    return "\n".join([*lines, "", f"All {len(rows)} are in {shown_path(path)}"])
+    chosen = f"chosen: {best.layer}, timestep {best.timestep}, pooling {best.pooling}"
+    if final is not None:
+        chosen += f", of the best {len(final.cells)} at this timestep on {final.n_images:,} images"
+    return "\n".join([*lines, "", chosen, f"All {len(rows)} are in {shown_path(path)}"])

@@ -138,16 +138,13 @@ class SearchDisplay:
         pooling = result.best.pooling if pooling is None else pooling
         if not isinstance(pooling, Integral) or isinstance(pooling, bool) or pooling not in result.poolings:
             raise ValueError(f"pooling must be one of {list(result.poolings)}; got {shown(pooling)}")
-        best = result.best
         display = cls(
             result.scores[score][:, :, result.poolings.index(pooling)],
             layers=result.layers,
             timesteps=result.timesteps,
             score_name=SCORE_NAMES.get(score, score.replace("_", " ")),
             pooling=int(pooling),
-            chosen=(result.layers.index(best.layer), result.timesteps.index(best.timestep))
-            if pooling == best.pooling
-            else None,
+            chosen=result.position(result.best)[:2] if pooling == result.best.pooling else None,
         )
         return display.plot(ax, cmap=cmap)
 

@@ -222,16 +222,11 @@ def _epochs(model: DiffusionEmbeddedClustering, places: NDArray[np.floating]) ->
 
 def _search(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
     result = model.search_result_
-    best = result.best
     return {
         "layers": list(result.layers),
         "timesteps": list(result.timesteps),
         "poolings": list(result.poolings),
-        "best": [
-            result.layers.index(best.layer),
-            result.timesteps.index(best.timestep),
-            result.poolings.index(best.pooling),
-        ],
+        "best": list(result.position(result.best)),
         "criterion": result.criterion,
         "rounds": [
             {"images": stage.n_images, "scores": {name: _numbers(scores) for name, scores in stage.scores.items()}}

@@ -199,6 +199,7 @@ def _filled(model: DiffusionEmbeddedClustering, content: Content) -> str:
         lead=lead(model, content.n_far, content.n_alike),
         figures=figures(model, content.members),
         number=number_found(model),
+        final=model.search_result_.final,
         advice=advice_on(model.warnings_),
         stages=[(name, seconds) for name, seconds in model.fit_seconds_.items()],
         parameters=_parameters(model),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -22,11 +23,16 @@ __all__ = [
     "search_cells",
 ]
 
+logger = logging.getLogger(__name__)
+
 SUBSET_FRACTION = 3
 """Stages of the halving before the last one see one in so many images: fewer of them prefer late timesteps."""
 
 IMAGES_PER_CLUSTER = 40
 """On fewer images for each cluster than this, nothing is dropped."""
+
+N_FINALISTS = 4
+"""Cells that are compared on more images in the end: those of one timestep share its passes."""
 
 
 def search_cells(
@@ -35,6 +41,7 @@ def search_cells(
     strategy: str = "grid",
     n_images: int,
     n_draws: int,
+    n_final: int = 0,
     layers: Mapping[str, tuple[int, int, int]],
     timesteps: Sequence[int],
     poolings: Sequence[int],
@@ -44,6 +51,7 @@ def search_cells(
     n_components: int = 32,
     n_neighbors: int = 10,
     n_init: int = 3,
+    n_final_init: int = 10,
     balance: float = 1.0,
     n_jobs: int | None = None,
     seed: int = 0,
@@ -68,7 +76,11 @@ def search_cells(
     images and one draw prefer late timesteps: so the earliest one is taken whose mean is within one standard error of
     the highest.
 
-    The partition of a cell that was scored before, on fewer images or with another draw, is where k-means starts from.
+    What few images say of cells that are nearly alike is left to chance. So by ``"consensus"``, the best four cells of
+    the best timestep are compared again on `n_final` images and one draw, on the sum of their graphs.
+
+    In other stages, the partition of a cell that was scored before, on fewer images or with another draw, is where
+    k-means starts from.
 
     A partition's cut or modularity on its own graph says as much of the graph as of the partition, so that graphs which
     are easy to cut win. The criterion ``"consensus"`` judges all partitions of a stage on one graph: the sum of the
@@ -79,13 +91,16 @@ def search_cells(
     Parameters
     ----------
     extract : callable
-        ``extract(cells, draw, n)`` returns the features of the first n images of the subset for cells of one timestep
-        and one noise draw, as a mapping of cells to (n, d) matrices.
+        ``extract(cells, draw, n)`` returns the features of the first n images, `n_final` at most if these are more than
+        the subset, for cells of one timestep and one noise draw, as a mapping of cells to (n, d) matrices.
     strategy : {"grid", "halving"}, default="grid"
     n_images : int
         Size of the subset.
     n_draws : int
         Noise draws.
+    n_final : int, default=0
+        Images that the best cells are compared on in the end. Up to `n_images`, or by another criterion than the
+        consensus, they are not.
     layers : mapping of str to tuple of int
         Candidate layers with the ``(channels, height, width)`` of their maps.
     timesteps, poolings : sequence of int
@@ -101,6 +116,8 @@ def search_cells(
         neighbourhood graph uses up to four times as many.
     n_neighbors, n_init, n_jobs
         See `DiffusionEmbeddedClustering`.
+    n_final_init : int, default=10
+        Runs of k-means for each cell that is compared in the end: these few partitions must be good ones.
     balance : float, default=1.0
         Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
     seed : int, default=0
@@ -139,20 +156,34 @@ def search_cells(
         for column, timestep in enumerate(timesteps)
         for layer, pooling in pairs
     }
-    stages = Stages(
-        extract, scoring, position, (len(names), len(timesteps), len(poolings)), criterion, key, costs, n_jobs, report
-    )
+    shape = (len(names), len(timesteps), len(poolings))
+    stages = Stages(extract, scoring, position, shape, criterion, key, costs, n_jobs, report)
     cells = list(position)
     if strategy == "halving":
         size = min(n_images, max(n_images // SUBSET_FRACTION, IMAGES_PER_CLUSTER * n_clusters))
         cells = halve(lambda cells: stages.run(cells, size, 1), pairs, timesteps)
     values = stages.run(cells, n_images, n_draws)
+    best, beside, final = _highest(values)[0], stages.graph_beside(values), None
+    finalists = [cell for cell in _highest(values) if cell.timestep == best.timestep][:N_FINALISTS]
+    if criterion == "consensus" and n_final > n_images and len(finalists) > 1:
+        # No partition starts from what few images have led to.
+        anew = Stages(extract, partial(scoring, n_init=n_final_init), position, shape, criterion, key, costs, n_jobs)
+        best = _highest(anew.run(finalists, n_final, 1))[0]
+        (final,) = anew.done
+        shown = (f"{n_final:,}", len(finalists), best.layer, best.timestep, best.pooling)
+        logger.info("on %s images, the best of %d is %s, timestep %d, pooling %d", *shown)
     return SearchResult(
-        best=max(values, key=lambda cell: values[cell]),
+        best=best,
         layers=tuple(layers),
         timesteps=tuple(timesteps),
         poolings=tuple(poolings),
         criterion=key,
         stages=tuple(stages.done),
-        beside=stages.graph_beside(values),
+        final=final,
+        beside=beside,
     )
+
+
+def _highest(values: Mapping[Cell, float]) -> list[Cell]:
+    """Return cells, the one with the highest value first."""
+    return sorted(values, key=lambda cell: -values[cell])

@@ -51,7 +51,7 @@ class SearchResult:
     Attributes
     ----------
     best : Cell
-        The cell with the highest criterion in the last stage: COL, COT and the pooling.
+        COL, COT and the pooling: the cell with the highest criterion in `final`, or in the last stage without one.
     layers : tuple of str
         First axis of the scores, in order of execution.
     timesteps : tuple of int
@@ -62,6 +62,9 @@ class SearchResult:
         The key of `scores` that chose.
     stages : tuple of SearchStage
         One for the grid; those of halving score fewer cells each, on more images.
+    final : SearchStage, default=None
+        The best cells of the last stage at its best timestep, compared on more images. None where there is nothing
+        more to see.
     beside : sparse array of shape (n_images, n_images), default=None
         The neighbourhood graphs, on the subset, of the three cells that come after the best one, added up. None where
         there are no others, for other criteria than the consensus, and once an estimator has used it.
@@ -73,6 +76,7 @@ class SearchResult:
     poolings: tuple[int, ...]
     criterion: str
     stages: tuple[SearchStage, ...]
+    final: SearchStage | None = None
     beside: sparse.csr_array | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -80,7 +84,8 @@ class SearchResult:
         """``"scott"`` and the criterion's values, each of shape (n_layers, n_timesteps, n_poolings).
 
         Higher is better throughout (cuts with their sign turned). NaN where a layer's map has fewer pixels than the
-        pooling has cells, and where a cell was dropped before the last stage, whose scores these are.
+        pooling has cells, and where a cell was dropped before the last stage, whose scores these are. Those of `final`
+        are not among them.
         """
         return self.stages[-1].scores
 
@@ -92,14 +97,37 @@ class SearchResult:
     @property
     def n_forward(self) -> int:
         """Images that went through the network, noise draws counted."""
-        return sum(stage.n_forward for stage in self.stages)
+        return sum(stage.n_forward for stage in self._all_stages)
 
     @property
     def n_evaluations(self) -> float:
         """The same in whole passes; see `SearchStage`."""
-        return sum(stage.n_evaluations for stage in self.stages)
+        return sum(stage.n_evaluations for stage in self._all_stages)
 
     @property
     def seconds(self) -> float:
         """Wall time."""
-        return sum(stage.seconds for stage in self.stages)
+        return sum(stage.seconds for stage in self._all_stages)
+
+    def position(self, cell: Cell) -> tuple[int, int, int]:
+        """Return the place of a cell in the tables of scores.
+
+        Parameters
+        ----------
+        cell : Cell
+            One of the grid.
+
+        Returns
+        -------
+        tuple of int
+            Along layers, timesteps and poolings.
+        """
+        return (
+            self.layers.index(cell.layer),
+            self.timesteps.index(cell.timestep),
+            self.poolings.index(cell.pooling),
+        )
+
+    @property
+    def _all_stages(self) -> tuple[SearchStage, ...]:
+        return self.stages if self.final is None else (*self.stages, self.final)

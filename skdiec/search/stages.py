@@ -48,7 +48,7 @@ class Stages:
         The criterion's name.
     costs : mapping of str to float or None
     n_jobs : int or None
-    report : callable or None
+    report : callable, default=None
         As in `skdiec.search.search_cells`.
 
     Attributes
@@ -64,7 +64,7 @@ class Stages:
     key: str
     costs: Mapping[str, float] | None
     n_jobs: int | None
-    report: Callable[[int, int], object] | None
+    report: Callable[[int, int], object] | None = None
     done: list[SearchStage] = field(default_factory=list)
     _known: dict[tuple[Cell, int], Scored] = field(default_factory=dict)
     """Of cells and draws, on as many images as the last stage had."""

@@ -137,6 +137,7 @@ _OTHERS = {
 _LATER: dict[str, Any] = {"warnings_": [], "n_candidates": None}
 """What models have that were saved before these values were kept."""
 _NUMBER_SCORES = {"n_clusters": "int64", "silhouette": "float64", "modularity": "float64", "score": "float64"}
+_SEARCH = {"layers", "timesteps", "poolings", "best", "criterion", "stages", "final"}
 _STAGE = {"n_images", "n_draws", "n_cells", "scores", "n_forward", "n_evaluations", "seconds"}
 
 
@@ -188,16 +189,11 @@ def _expected(fields: Fields) -> dict[str, Expected]:
     for name in ("files_", "feature_names_in_"):
         if fields.values[name] is not None:
             expected[name] = ("uint8", (fields.integer(name, 2, MANY),))
-    search = _part(fields, "search_result_", ("layers", "timesteps", "poolings", "best", "criterion", "stages"))
+    search = _search(fields)
     axes = _axes(search)
     if not isinstance(search.values["criterion"], str):
         raise ValueError(f"{search.where}: criterion must be a string; got {shown(search.values['criterion'])}")
-    stages = search.values["stages"]
-    if not isinstance(stages, list) or not stages:
-        raise ValueError(f"{search.where}: stages must be a list of the search's stages; got {shown(stages)}")
-    by_number = Fields({str(number): stage for number, stage in enumerate(stages)}, f"{search.where}.stages")
-    for number in range(len(stages)):
-        stage = _part(by_number, str(number), _STAGE)
+    for number, stage in _stages(search).items():
         scores = _strings(stage, "scores")
         if not {"scott", search.values["criterion"]} <= set(scores):
             raise ValueError(f"{stage.where}: scores must have 'scott' and the criterion; got {shown(scores)}")
@@ -205,6 +201,23 @@ def _expected(fields: Fields) -> dict[str, Expected]:
         expected[f"{name}.cells"] = ("int64", (stage.integer("n_cells", 0, MANY), 3))
         expected |= {f"{name}.scores.{key}": ("float64", tuple(map(len, axes))) for key in scores}
     return expected
+
+
+def _search(fields: Fields) -> Fields:
+    """Return what was searched; models that were saved before there was a final stage have none."""
+    search = Fields({"final": None, **fields.mapping("search_result_")}, f"{fields.where}.search_result_")
+    check_keys(search, _SEARCH)
+    return search
+
+
+def _stages(search: Fields) -> dict[str, Fields]:
+    """Return the stages of a search by their number, the final one by its name."""
+    stages = search.values["stages"]
+    if not isinstance(stages, list) or not stages:
+        raise ValueError(f"{search.where}: stages must be a list of the search's stages; got {shown(stages)}")
+    by_number = Fields({str(number): stage for number, stage in enumerate(stages)}, f"{search.where}.stages")
+    found = {number: _part(by_number, number, _STAGE) for number in by_number.values}
+    return found if search.values["final"] is None else {**found, "final": _part(search, "final", _STAGE)}
 
 
 def _axes(search: Fields) -> tuple[tuple[Any, ...], ...]:
@@ -235,7 +248,7 @@ def _epochs(fields: Fields) -> tuple[int, ...]:
 def _decoded_state(fields: Fields, arrays: dict[str, NDArray], where: str) -> dict[str, Any]:
     """Return the attributes of the fitted estimator, but for those of its backbones."""
     _check_arrays(arrays, fields.values["n_clusters"], where)
-    search = _decoded_search(_part(fields, "search_result_"), arrays, where)
+    search = _decoded_search(_search(fields), arrays, where)
     formatted = _part(fields, "image_format", ("shape", "value_range", "is_table", "kind"))
     low, high = formatted.numbers("value_range", -MAX_FLOAT, MAX_FLOAT, 2)
     if not low < high:
@@ -336,27 +349,28 @@ def _decoded_search(search: Fields, arrays: Mapping[str, NDArray], where: str) -
     def cell(position: Sequence[int]) -> Cell:
         return Cell(*(axis[index] for axis, index in zip(axes, position, strict=True)))
 
-    stages = []
-    for number, values in enumerate(search.values["stages"]):
-        stage, name = Fields(values, f"{search.where}.stages.{number}"), f"search_result_.{number}"
+    def stage_of(number: str, stage: Fields) -> SearchStage:
+        name = f"search_result_.{number}"
         cells = arrays[f"{name}.cells"]
         if not ((cells >= 0) & (cells < sizes)).all():
             raise ValueError(f"{where}: {name}.cells must have positions in a grid of {sizes}")
-        stages.append(
-            SearchStage(
-                n_images=stage.integer("n_images", 0, MANY),
-                n_draws=stage.integer("n_draws", 1, MANY),
-                cells=tuple(cell(position) for position in cells),
-                scores={key: arrays[f"{name}.scores.{key}"] for key in values["scores"]},
-                n_forward=stage.integer("n_forward", 0, 2**63),
-                n_evaluations=stage.number("n_evaluations", 0, MAX_FLOAT),
-                seconds=stage.number("seconds", 0, MAX_FLOAT),
-            )
+        return SearchStage(
+            n_images=stage.integer("n_images", 0, MANY),
+            n_draws=stage.integer("n_draws", 1, MANY),
+            cells=tuple(cell(position) for position in cells),
+            scores={key: arrays[f"{name}.scores.{key}"] for key in stage.values["scores"]},
+            n_forward=stage.integer("n_forward", 0, 2**63),
+            n_evaluations=stage.number("n_evaluations", 0, MAX_FLOAT),
+            seconds=stage.number("seconds", 0, MAX_FLOAT),
         )
+
+    stages = {number: stage_of(number, stage) for number, stage in _stages(search).items()}
+    final = stages.pop("final", None)
     best = search.integers("best", 0, max(sizes) - 1, range(3, 4))
     if any(index >= size for index, size in zip(best, sizes, strict=True)):
         raise ValueError(f"{search.where}: best must be a position in a grid of {sizes}; got {best}")
-    return SearchResult(cell(best), layers, timesteps, poolings, search.values["criterion"], tuple(stages))
+    criterion = search.values["criterion"]
+    return SearchResult(cell(best), layers, timesteps, poolings, criterion, tuple(stages.values()), final)
 
 
 def _unpacked(name: str, arrays: Mapping[str, NDArray], count: int, where: str) -> list[str]:

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skdiec.activations import Cell
 from skdiec.messages import shown
 from skdiec.saving import check_flag, check_repo_id, check_token, upload, write_model
-from skdiec.search import SearchResult
+from skdiec.search import SearchResult, SearchStage
 from skdiec.state.card import model_card
 from skdiec.state.reading import check_saved
 from skdiec.state.values import encoded_float, encoded_parameters, type_of
@@ -164,34 +163,28 @@ def _encoded_state(model: Any, arrays: dict[str, NDArray]) -> dict[str, Any]:
 
 
 def _encoded_search(search: SearchResult, arrays: dict[str, NDArray]) -> dict[str, Any]:
-    axes = (search.layers, search.timesteps, search.poolings)
-
-    def position(cell: Cell) -> list[int]:
-        return [axis.index(value) for axis, value in zip(axes, (cell.layer, cell.timestep, cell.pooling), strict=True)]
-
-    stages = []
-    for number, stage in enumerate(search.stages):
-        name = f"search_result_.{number}"
-        arrays[f"{name}.cells"] = np.array([position(cell) for cell in stage.cells], dtype=np.int64).reshape(-1, 3)
+    def encoded(stage: SearchStage, name: str) -> dict[str, Any]:
+        cells = [search.position(cell) for cell in stage.cells]
+        arrays[f"{name}.cells"] = np.array(cells, dtype=np.int64).reshape(-1, 3)
         arrays.update({f"{name}.scores.{key}": array for key, array in stage.scores.items()})
-        stages.append(
-            {
-                "n_images": stage.n_images,
-                "n_draws": stage.n_draws,
-                "n_cells": len(stage.cells),
-                "scores": list(stage.scores),
-                "n_forward": stage.n_forward,
-                "n_evaluations": stage.n_evaluations,
-                "seconds": stage.seconds,
-            }
-        )
+        return {
+            "n_images": stage.n_images,
+            "n_draws": stage.n_draws,
+            "n_cells": len(stage.cells),
+            "scores": list(stage.scores),
+            "n_forward": stage.n_forward,
+            "n_evaluations": stage.n_evaluations,
+            "seconds": stage.seconds,
+        }
+
     return {
         "layers": list(search.layers),
         "timesteps": list(search.timesteps),
         "poolings": list(search.poolings),
-        "best": position(search.best),
+        "best": list(search.position(search.best)),
         "criterion": search.criterion,
-        "stages": stages,
+        "stages": [encoded(stage, f"search_result_.{number}") for number, stage in enumerate(search.stages)],
+        "final": None if search.final is None else encoded(search.final, "search_result_.final"),
     }
 
 
