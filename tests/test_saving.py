@@ -786,7 +786,7 @@ def setting(path, value):
         (["fitted", "search_result_", "stages"], [], "stages must be a list"),
         (["fitted", "search_result_", "stages"], [3], "0 must be a JSON object"),
         (["fitted", "search_result_", "final"], [3], "final must be a JSON object"),
-        (["fitted", "search_result_", "final"], {}, "final.* misses"),
+        (["fitted", "search_result_", "final"], {}, "final lacks .n_cells"),
         (
             ["fitted", "search_result_", "stages", 0, "n_cells"],
             2,
