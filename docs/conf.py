@@ -50,6 +50,13 @@ def escape_names(app: object, what: str, name: str, obj: object, options: object
     lines[:] = [re.sub(r"(?<![`\w])(\w+)_(?=[,)])", r"\1\\_", line) for line in lines]
 
 
+def link_lessons(app: object, page: str, text: list[str]) -> None:
+    """Lead links to the scripts of lessons, which a clone has, to the pages that are made of them."""
+    text[0] = re.sub(r"\]\(\.\./examples/(plot_\w+)\.py\)", r"](gallery/\1.rst)", text[0])
+    text[0] = text[0].replace("](../examples)", "](gallery/index.rst)")
+
+
 def setup(app: object) -> None:
     """Connect what sphinx calls."""
+    app.connect("source-read", link_lessons)
     app.connect("autodoc-process-docstring", escape_names, priority=900)  # after numpydoc
