@@ -311,7 +311,10 @@ def _search(
 
 
 def _n_final(model: DiffusionEmbeddedClustering, source: ImageSource) -> int:
-    """Return how many images the best representations are compared on in the end: none where few more are left."""
+    """Return on how many images the best representations are compared in the end: none where few more are left.
+
+    Other criteria than the consensus judge each representation by its own features: they stay as they are.
+    """
     if model.criterion != "consensus" or len(source) < _MORE * model.max_search_samples:
         return 0
     return min(len(source), _FINAL * model.max_search_samples)
