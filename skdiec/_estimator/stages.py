@@ -300,7 +300,6 @@ def _search(
         n_components=_SEARCH_COMPONENTS,
         n_neighbors=model.n_neighbors,
         n_init=min(model.n_init, _SEARCH_INIT),
-        n_final_init=model.n_init,
         balance=model.gamma,
         seed=seeds.search,
     )
