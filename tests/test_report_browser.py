@@ -433,8 +433,7 @@ def test_all_images_of_a_cluster_are_listed_in_each_order(page, model):
 def test_heat_map_marks_the_chosen_representation(page, model):
     best, scores = model.search_result_.best, model.search_result_.scores["consensus"]
     cell = page.locator("#heat td.best")
-    row, column, pooling = (model.layers_.index(best.layer), model.timesteps_.index(best.timestep),
-                            model.search_result_.poolings.index(best.pooling))  # fmt: skip
+    row, column, pooling = model.search_result_.position(best)
     assert cell.get_attribute("title").startswith(f"{best.layer}, timestep {best.timestep}: ")
     assert float(re.search(r"[\d.]+", cell.inner_text()).group()) == pytest.approx(
         scores[row, column, pooling], rel=0.01

@@ -549,7 +549,7 @@ def means(result, stage, part):
     """Mean value of a stage's cells for each timestep, or layer and pooling, the best first."""
     parts = {}
     for cell in stage.cells:
-        parts.setdefault(part(cell), []).append(stage.scores[result.criterion][place(result, cell)])
+        parts.setdefault(part(cell), []).append(stage.scores[result.criterion][result.position(cell)])
     return sorted(parts, key=lambda each: -np.mean(parts[each]))
 
 
@@ -600,10 +600,6 @@ def test_halving_scores_fewer_cells_then_on_all_images_and_draws():
     assert result.seconds == pytest.approx(sum(stage.seconds for stage in result.stages))
 
 
-def place(result, cell):
-    return result.layers.index(cell.layer), result.timesteps.index(cell.timestep), result.poolings.index(cell.pooling)
-
-
 @pytest.mark.parametrize("best", [10, 60, 110, 200])
 def test_neighbouring_timesteps_are_scored_for_each_other_first(best):
     timesteps = tuple(range(200, 0, -10))  # any order
@@ -641,7 +637,7 @@ def test_layers_and_timesteps_are_judged_by_means_not_by_one_lucky_cell():
 
     result = search_cells(extract, **SPACE, criterion="scott")
     probed = result.stages[0]
-    assert max(probed.cells, key=lambda cell: probed.scores["scott"][place(result, cell)]) == Cell("early", 40, 1)
+    assert max(probed.cells, key=lambda cell: probed.scores["scott"][result.position(cell)]) == Cell("early", 40, 1)
     assert (result.best.layer, result.best.timestep) == ("late", 10)
 
 
@@ -774,6 +770,7 @@ def test_the_final_graphs_are_added_up(monkeypatch):
     result = search_cells(extract, **FINAL, n_final=300)
     runs = seen[-1]
     assert list(runs) == list(result.final.cells)
+    assert {run.over_noise for (run,) in runs.values()} == {np.inf}  # all are trusted, so that no noise is cut
     total = sum(run.graph for (run,) in runs.values())
     assert total.shape == (300, 300)
     for cell, (run,) in runs.items():

@@ -11,7 +11,7 @@ from skdiec.search.components import principal_components, reduce_features
 from skdiec.search.halving import halve
 from skdiec.search.results import SearchResult, SearchStage
 from skdiec.search.scoring import MIN_TRUSTED, TRUSTED_SHARE, Criterion, score
-from skdiec.search.stages import Extract, Stages
+from skdiec.search.stages import Extract, Stages, highest_first
 
 __all__ = [
     "MIN_TRUSTED",
@@ -31,8 +31,8 @@ SUBSET_FRACTION = 3
 IMAGES_PER_CLUSTER = 40
 """On fewer images for each cluster than this, nothing is dropped."""
 
-N_FINALISTS = 4
-"""Cells that are compared on more images in the end: those of one timestep share its passes."""
+N_FINALISTS = MIN_TRUSTED
+"""Cells that are compared on more images in the end, so few that the graphs of all are trusted."""
 
 
 def search_cells(
@@ -163,12 +163,14 @@ def search_cells(
         size = min(n_images, max(n_images // SUBSET_FRACTION, IMAGES_PER_CLUSTER * n_clusters))
         cells = halve(lambda cells: stages.run(cells, size, 1), pairs, timesteps)
     values = stages.run(cells, n_images, n_draws)
-    best, beside, final = _highest(values)[0], stages.graph_beside(values), None
-    finalists = [cell for cell in _highest(values) if cell.timestep == best.timestep][:N_FINALISTS]
+    ranked, final = highest_first(values), None
+    best, beside = ranked[0], stages.graph_beside(ranked)
+    finalists = [cell for cell in ranked if cell.timestep == best.timestep][:N_FINALISTS]  # they share its passes
     if criterion == "consensus" and n_final > n_images and len(finalists) > 1:
         # No partition starts from what few images have led to.
-        anew = Stages(extract, partial(scoring, n_init=n_final_init), position, shape, criterion, key, costs, n_jobs)
-        best = _highest(anew.run(finalists, n_final, 1))[0]
+        thorough = partial(scoring, n_init=n_final_init, is_trusted=True)
+        anew = Stages(extract, thorough, position, shape, criterion, key, costs, n_jobs)
+        best = highest_first(anew.run(finalists, n_final, 1))[0]
         (final,) = anew.done
         shown = (f"{n_final:,}", len(finalists), best.layer, best.timestep, best.pooling)
         logger.info("on %s images, the best of %d is %s, timestep %d, pooling %d", *shown)
@@ -182,8 +184,3 @@ def search_cells(
         final=final,
         beside=beside,
     )
-
-
-def _highest(values: Mapping[Cell, float]) -> list[Cell]:
-    """Return cells, the one with the highest value first."""
-    return sorted(values, key=lambda cell: -values[cell])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -87,8 +87,12 @@ def score(
     n_init: int,
     balance: float,
     seed: int,
+    is_trusted: bool = False,
 ) -> Scored:
-    """Score the features of one cell and draw, given the partitions found before in its first rows."""
+    """Score the features of one cell and draw, given the partitions found before in its first rows.
+
+    Where the consensus trusts the cell in any case, it is not compared with noise.
+    """
     reduced = reduce_features(features, 4 * n_components, seed=seed).transform(features)
     aligned = reduced[:, :n_components]  # components are nested: the first ones are those of a smaller PCA
     warm_means, warm_labels = (None, None) if before is None else (before.means, before.labels)
@@ -102,8 +106,11 @@ def score(
         None, graph, n_clusters, cut, n_init=n_init, given=[means], warm_start=warm_labels, seed=seed
     ).labels
     if criterion == "consensus":
+        scored = Scored(scott, means, labels=labels, graph=graph)
+        if is_trusted:
+            return scored
         over_noise = quick_cut_over_noise(reduced, graph, labels, n_clusters, n_components, n_neighbors, seed)
-        return Scored(scott, means, labels=labels, graph=graph, over_noise=over_noise)
+        return replace(scored, over_noise=over_noise)
     if criterion == "normalized_cut":
         value = -normalized_cut(graph, labels)
     elif criterion == "relative_cut":

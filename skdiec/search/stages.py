@@ -124,20 +124,20 @@ class Stages:
         self.done.append(SearchStage(count, draws, tuple(cells), scores, count * len(new), n_evaluations, seconds))
         return values
 
-    def graph_beside(self, values: Mapping[Cell, float]) -> sparse.csr_array | None:
+    def graph_beside(self, ranked: Sequence[Cell]) -> sparse.csr_array | None:
         """Add up the last stage's graphs of the cells that come after the best one.
 
         Parameters
         ----------
-        values : dict of Cell to float
-            What `run` returned.
+        ranked : sequence of Cell
+            Those of the stage, the best one first.
 
         Returns
         -------
         sparse array of shape (n_images, n_images) or None
             Each graph is the mean of its draws. None without other cells, and where no graphs are kept.
         """
-        after_best = sorted(values, key=lambda cell: -values[cell])[1 : 1 + N_BESIDE]
+        after_best = ranked[1 : 1 + N_BESIDE]
         if self.criterion != "consensus" or not after_best:
             return None
         draws = self.done[-1].n_draws
@@ -168,6 +168,11 @@ class Stages:
     def _cost(self, cells: Sequence[Cell]) -> float:
         """Return the share of a whole pass that reaches the deepest of some cells."""
         return max(self.costs[cell.layer] if self.costs else 1.0 for cell in cells)
+
+
+def highest_first(values: Mapping[Cell, float]) -> list[Cell]:
+    """Return cells, the one with the highest value first."""
+    return sorted(values, key=lambda cell: -values[cell])
 
 
 def _extracted(
