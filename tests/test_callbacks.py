@@ -98,6 +98,27 @@ def test_stages_and_steps_are_told_of_in_order(make_model, images):
     assert begun == ended
 
 
+@pytest.mark.parametrize("search", ["grid", "halving"])
+def test_the_final_comparison_of_the_search_is_its_last_step(search, make_model, images, monkeypatch):
+    recorder = Recorder()
+    seen, whole = [], Steps.report
+
+    def report(self, done, total, *arguments, **options):
+        if self._n_steps in (3, None):
+            seen.append((done, total))
+        return whole(self, done, total, *arguments, **options)
+
+    monkeypatch.setattr(Steps, "report", report)
+    model = make_model(max_search_samples=20, timestep=(50, 100), pooling=(1, 2), search=search, max_epochs=1)
+    model.set_callbacks(recorder).fit(images)
+    assert model.search_result_.final is not None
+    assert recorder.n_steps["search"] == (3 if search == "grid" else None)
+    assert recorder.ended("search") == len(seen)
+    assert seen[-1] == (1, 1)
+    if search == "grid":
+        assert seen[:-1] == [(1, 3), (2, 3)]
+
+
 def test_training_that_converges_has_no_further_step(make_model, images):
     recorder = Recorder()
     model = make_model(max_epochs=9, warmup_epochs=0, tol=1.0).set_callbacks(recorder).fit(images)

@@ -100,8 +100,8 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
     passes.announce()
     with stages.stage("backbone", _PRETRAINING_STEPS if setup.pretraining is not None else 0) as steps:
         extractor = _get_backbone(model, setup, steps)
-    n_passes = len(setup.timesteps) * model.search_draws if model.search == "grid" else None
-    with stages.stage("search", n_passes) as steps:
+    n_steps = len(setup.timesteps) * model.search_draws + bool(_n_final(model, source))
+    with stages.stage("search", n_steps if model.search == "grid" else None) as steps:
         model.n_clusters_ = _first_number(model, extractor, setup)
         search = _search(model, extractor, setup, steps, passes)
     model.layer_, model.timestep_, model.pooling_ = search.best.layer, search.best.timestep, search.best.pooling

@@ -122,7 +122,8 @@ def search_cells(
         Weight of cluster sizes in the choice of partitions; see `skdiec.scores.balanced_cut`.
     seed : int, default=0
     report : callable, default=None
-        Called as ``report(done, total)`` after each timestep and draw of a stage.
+        Called as ``report(done, total)`` after each timestep and draw of a stage. A comparison in the end is one more
+        step of each total, and itself a stage of one.
 
     Returns
     -------
@@ -157,7 +158,8 @@ def search_cells(
         for layer, pooling in pairs
     }
     shape = (len(names), len(timesteps), len(poolings))
-    stages = Stages(extract, scoring, position, shape, criterion, key, costs, n_jobs, report)
+    compares = criterion == "consensus" and n_final > n_images
+    stages = Stages(extract, scoring, position, shape, criterion, key, costs, n_jobs, report, n_later=int(compares))
     cells = list(position)
     if strategy == "halving":
         size = min(n_images, max(n_images // SUBSET_FRACTION, IMAGES_PER_CLUSTER * n_clusters))
@@ -166,10 +168,10 @@ def search_cells(
     ranked, final = highest_first(values), None
     best, beside = ranked[0], stages.graph_beside(ranked)
     finalists = [cell for cell in ranked if cell.timestep == best.timestep][:N_FINALISTS]  # they share its passes
-    if criterion == "consensus" and n_final > n_images and len(finalists) > 1:
+    if compares and len(finalists) > 1:
         # No partition starts from what few images have led to.
         thorough = partial(scoring, n_init=n_final_init, is_trusted=True)
-        anew = Stages(extract, thorough, position, shape, criterion, key, costs, n_jobs)
+        anew = Stages(extract, thorough, position, shape, criterion, key, costs, n_jobs, report)
         best = highest_first(anew.run(finalists, n_final, 1))[0]
         (final,) = anew.done
         shown = (f"{n_final:,}", len(finalists), best.layer, best.timestep, best.pooling)

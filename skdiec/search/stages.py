@@ -50,6 +50,8 @@ class Stages:
     n_jobs : int or None
     report : callable, default=None
         As in `skdiec.search.search_cells`.
+    n_later : int, default=0
+        Passes of other objects, which `report` counts in each stage's total.
 
     Attributes
     ----------
@@ -65,6 +67,7 @@ class Stages:
     costs: Mapping[str, float] | None
     n_jobs: int | None
     report: Callable[[int, int], object] | None = None
+    n_later: int = 0
     done: list[SearchStage] = field(default_factory=list)
     _known: dict[tuple[Cell, int], Scored] = field(default_factory=dict)
     """Of cells and draws, on as many images as the last stage had."""
@@ -109,7 +112,7 @@ class Stages:
                 self._score_pass(wanted, draw, *next(extracted))
                 n_scored += 1
                 if self.report is not None:
-                    self.report(n_scored, len(new))
+                    self.report(n_scored, len(new) + self.n_later)
             self._enter(scores, wanted, draws)
         if self.criterion == "consensus":
             runs = {cell: [self._known[cell, draw] for draw in range(draws)] for cell in cells}
