@@ -34,7 +34,7 @@ def read_csv(path: str | os.PathLike) -> tuple[tuple[str, ...], list[Row]]:
     OSError
         Where the file cannot be read.
     ValueError
-        Where it is no such file.
+        Where it is no such file, has a column twice, or a row with more values than columns.
 
     Examples
     --------
@@ -52,10 +52,17 @@ def read_csv(path: str | os.PathLike) -> tuple[tuple[str, ...], list[Row]]:
         delimiter = max(",;\t", key=text.partition("\n")[0].count)  # those of some languages write others
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         columns = tuple(name.strip().lower() for name in next(reader, ()))
+        if twice := [name for name in columns if name and columns.count(name) > 1]:
+            raise csv.Error(f"it has two columns {shown(twice[0])}")
         rows = []
         for values in reader:
             if values:  # not an empty line
                 values += [""] * (len(columns) - len(values))
+                if any(value.strip() for value in values[len(columns) :]):
+                    raise csv.Error(
+                        f"line {reader.line_num} has more values than there are columns; quote those with a "
+                        f"{shown(delimiter)} in them"
+                    )
                 rows.append((reader.line_num, dict(zip(columns, values, strict=False))))
     except csv.Error as error:
         raise ValueError(f"path must be a CSV file; {shown(str(path))} is none: {error}") from error

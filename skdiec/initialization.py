@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.metrics import pairwise_distances_argmin
+from sklearn.semi_supervised import LabelSpreading
 
 from skdiec.cluster_number import ClusterNumber, estimate_n_clusters
 from skdiec.graph import knn_graph, moved_knn_graph
@@ -50,6 +51,10 @@ _VOTES = 10
 
 _OWN_VOTE = 0.1
 """An image's own label decides where its neighbours are undecided."""
+
+
+_SPREADING, _MAX_ITER = 0.95, 1000
+"""Label spreading: how much an image takes from its neighbours, the rest from its own label; and its rounds at most."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def initialize(
         n_clusters = number.n_clusters
     stability = math.nan
     if not isinstance(init, str) and np.ndim(init) == 1:
-        labels = _completed(np.asarray(init, dtype=np.int32), h)
+        labels = _spread_along(graph, np.asarray(init, dtype=np.int32), h)
     elif not isinstance(init, str):
         centers = np.asarray(init, dtype=np.float64)
         if centers.shape[1] != h.shape[1]:
@@ -240,6 +245,23 @@ def _spread(
         if (spread == before).all():
             break
     return spread
+
+
+def _spread_along(graph: sparse.csr_array, labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Give rows without a label, -1, one by label spreading, or of the nearest mean where no path leads to one.
+
+    Classes are seldom round: with one to twenty labels of each class, this is right for more of the others than the
+    nearest mean.
+    """
+    known = labels >= 0
+    completed = _completed(labels, h)
+    if known.all():
+        return completed
+    spreading = LabelSpreading(lambda *_: sparse.csr_matrix(graph), alpha=_SPREADING, max_iter=_MAX_ITER)
+    spreading.fit(np.zeros((len(labels), 1)), labels)  # its rows do not count, the graph is given
+    reached = ~known & spreading.label_distributions_.any(axis=1)
+    completed[reached] = spreading.transduction_[reached]
+    return completed
 
 
 def _completed(labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:

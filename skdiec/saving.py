@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -177,12 +178,24 @@ def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise OSError(f"{folder} cannot be read: {reason(error)}") from error
     if not names:
         return
-    strangers = sorted(names - {VALUES_FILE, ARRAYS_FILE, CARD_FILE, *BACKBONE_FOLDERS})
+    strangers = sorted(names - {VALUES_FILE, ARRAYS_FILE, CARD_FILE, *BACKBONE_FOLDERS}) or _strangers_within(folder)
     if strangers or not _is_model(folder):
         has = ", ".join(strangers[:3]) or f"no {VALUES_FILE} of a model"
         raise ValueError(f"folder must be new, empty or a saved model with nothing beside it: {folder} has {has}")
     if not overwrite:
         raise ValueError(f"folder {folder} has a saved model already: overwrite=True replaces it")
+
+
+def _strangers_within(folder: Path) -> list[str]:
+    """Return what is in the folders of backbones that no backbone has."""
+    ours = {*_BACKBONE_FILES, *(os.path.dirname(file) for file in _BACKBONE_FILES)}
+    found = []
+    for place in BACKBONE_FOLDERS:
+        for path in sorted((folder / place).rglob("*")):
+            name = path.relative_to(folder / place).as_posix()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ours):
+                found.append(f"{place}/{name}")
+    return found
 
 
 def _is_model(folder: Path) -> bool:

@@ -349,7 +349,13 @@ def test_fit_starts_from_edited_labels(done, tmp_path):
     assert_array_equal(model.init, given)
     assert_array_equal(model.initial_labels_[given >= 0], given[given >= 0])
     assert {row["name"] for row in rows_of(out / LABELS_FILE) if row["cluster"] == "2"} == {"third"}
-    assert json.loads((out / SUMMARY_FILE).read_text())["parameters"]["init"] == "labels"
+    summary = json.loads((out / SUMMARY_FILE).read_text())
+    assert summary["parameters"]["init"] == "labels"
+    assert summary["labels"] == {"given": (given >= 0).sum(), "kept": (given == model.labels_).sum()}
+    assert (
+        f"Of {(given >= 0).sum()} labels given, the training kept {(given == model.labels_).sum()}\n" in result.stdout
+    )
+    assert "How stable" not in result.stdout  # nothing was searched for
     kept = out / "labels.1.csv"
     assert f"{edited} was changed since it was written: it is kept as labels.1.csv" in result.stderr
     assert rows_of(kept) == rows
@@ -427,6 +433,7 @@ def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):
             ["-k", "3", "--image-shape", "8"],
             "--image-shape must be (height, width) or three numbers with the channels; got",
         ),
+        (["-k", "3", "--image-shape", "8,8,3"], "with 1 or 3 channels, for image files; got 8 channels"),
         (["-k", "3", "--image-shape", "70000,8"], "--image-shape must have sides of at most 65,536"),
         (["-k", "3", "--image-shape", "8,x"], "--image-shape must be whole numbers with commas between; got '8,x'"),
         (["-k", "3", "--epochs", "0"], "--epochs must be a whole number of at least 1; got '0'"),
@@ -439,6 +446,8 @@ def test_too_few_images_that_can_be_read_are_an_error(folder, tmp_path):
         ),
         (["-k", "3", "--names", "{here}/nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
         (["-k", "3", "--names", "{here}/twice.csv"], "twice.csv, row 3: cluster 1 has two names, 'oak' and 'ash'"),
+        (["-k", "3", "--names", "{here}/comma.csv"], "line 2 has more values than there are columns"),
+        (["-k", "3", "--names", "{here}/long.csv"], "long.csv, row 2: cluster must be a number; got"),
         (["-k", "3", "--labels", "{here}/two.csv"], "-k is 3, and "),
         (["--labels", "{here}/nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
         (
@@ -456,6 +465,8 @@ def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_pat
     (tmp_path / "two.csv").write_text("path,cluster\n00.png,0\n01.png,1\n")
     (tmp_path / "four.csv").write_text("cluster,name\n3,oak\n")
     (tmp_path / "none.csv").write_text("cluster\n0\n")
+    (tmp_path / "comma.csv").write_text("cluster,name\n0,oak, ash\n")
+    (tmp_path / "long.csv").write_text(f"cluster,name\n{'9' * 5000},oak\n")
     (tmp_path / "twice.csv").write_text("Cluster; Name\n1;oak\n1.0;ash\n")
     before = content_of(tmp_path)
     options = [option.format(here=tmp_path, photos=done[0]) for option in options]
@@ -474,9 +485,12 @@ def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_pat
     [
         ("nowhere", "there is no folder "),
         ("empty", "has no file with a suffix such as .jpg, .png or .tif"),
-        ("list.txt", "list.txt is the path of a file, such as '{here}/nowhere.png'"),
-        ("blank.txt", "FOLDER must be a folder, or a text file of paths; "),
-        ("image.png", "FOLDER must be a folder, or a text file of paths; "),
+        (
+            "list.txt",
+            "no line of it is the path of a file, such as '{here}/nowhere.png'",
+        ),
+        ("blank.txt", " is neither a folder nor a text file of paths"),
+        ("image.png", " is neither a folder nor a text file of paths"),
     ],
 )
 def test_what_holds_no_images_is_told_of(name, message, tmp_path):
@@ -548,6 +562,29 @@ def test_predict_reads_files_for_models_of_arrays(make_model, planted, tmp_path,
     model.save(tmp_path / "model")
     rows = json.loads(succeed("predict", tmp_path / "model", folder, "--quiet", "--json").stdout)
     assert_array_equal([row["cluster"] for row in rows], model.labels_)
+
+
+def test_full_disk_leaves_the_table_that_was_there(done, tmp_path, monkeypatch):
+    (tmp_path / "labels.csv").write_text("before")
+
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run("predict", done[1], done[0], "--out", tmp_path / "labels.csv", "--overwrite", "--quiet")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'labels.csv'} cannot be written: No space left on device" in result.stderr
+    assert (tmp_path / "labels.csv").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+
+
+def test_report_reads_files_for_models_of_arrays(make_model, planted, tmp_path, folder):
+    cheap = skdiec.Pretraining(epochs=1, channels=(8,), batch_size=8)
+    make_model(value_range=(0, 16), backbone=cheap).fit(planted(size=8)[0] / 16.0).save(tmp_path / "model")
+    succeed("report", tmp_path / "model", folder, "--out", tmp_path / "my.html", "--quiet")
+    assert (tmp_path / "my.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -708,6 +745,8 @@ def test_report_tells_of_other_images_before_it_reads_them(done, folder, tmp_pat
     monkeypatch.setattr("skdiec.cli.reading.decode_files", None)
     command = ["report", done[1], folder, "--out", tmp_path / "my.html", "--quiet"]
     (folder / "00.png").rename(folder / "other.png")
+    others = run(*command)
+    assert f"{folder} must hold the 24 images that the model was fitted on; it has 24, and no 00.png\n" in others.stderr
     Image.new("L", (8, 8)).save(folder / "more.png")
     more = run(*command)
     assert f"{folder} must hold the 24 images that the model was fitted on; it has 25, and no 00.png\n" in more.stderr

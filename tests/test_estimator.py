@@ -744,15 +744,30 @@ def test_start_may_be_labels(make_model, images, labels):
     assert_array_equal(make_model(init=labels).fit(images).labels_, labels)  # trained, in their order
 
 
-def test_images_without_a_label_go_to_the_nearest_mean(make_model, images, labels):
-    h = make_model(head=None).fit(images).embedding_
-    unknown = labels.copy()
-    unknown[::4] = -1
+def test_images_without_a_label_get_one(make_model, images, labels):
+    unknown = np.full_like(labels, -1)
+    unknown[[np.flatnonzero(labels == cluster)[0] for cluster in range(3)]] = range(3)
     model = make_model(init=unknown, head=None).fit(images)
-    means = np.array([h[unknown == cluster].mean(axis=0) for cluster in range(3)])
-    expected = np.where(unknown < 0, cdist(h, means).argmin(axis=1), unknown)
-    assert_array_equal(model.initial_labels_, expected)
     assert_array_equal(model.initial_labels_, labels)  # planted clusters lie far apart
+
+
+def test_labels_spread_along_the_graph_and_leave_those_given():
+    turn = np.linspace(0, np.pi, 40)
+    moons = np.concatenate([np.c_[np.cos(turn), np.sin(turn)], np.c_[1 - np.cos(turn), 0.4 - np.sin(turn)]])
+    labels = np.full(80, -1, dtype=np.int32)
+    labels[[0, 20, 40, 60]] = 0, 0, 1, 1
+    found = initialization._spread_along(knn_graph(moons, 4), labels, moons)
+    assert_array_equal(found, np.repeat([0, 1], 40))
+    assert (initialization._completed(labels, moons) != found).sum() > 5  # the nearest mean does not follow the bends
+    labels[10] = 1  # among the first kind, and stays as it was given
+    assert initialization._spread_along(knn_graph(moons, 4), labels, moons)[10] == 1
+
+
+def test_images_that_no_path_leads_to_go_to_the_nearest_mean():
+    h = np.array([[0.0], [0.1], [1.0], [1.1], [9.0], [9.1], [10.0], [10.1]])
+    labels = np.array([0, -1, -1, -1, -1, -1, 1, 1], dtype=np.int32)
+    graph = knn_graph(h, 1)
+    assert_array_equal(initialization._spread_along(graph, labels, h), [0, 0, 0, 0, 1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "normalized_cut", "scott", silhouette_score])
@@ -1114,6 +1129,15 @@ def test_centres_that_fit_another_candidate_than_the_chosen_one_are_told_of(make
         make_model(pooling=(1, 2), init=np.zeros((3, other))).fit(images)
 
 
+def test_first_number_of_clusters_is_one_that_the_images_of_the_search_can_have(make_model, planted, monkeypatch):
+    monkeypatch.setattr(stages, "first_number", lambda *_: 15)
+    X, _ = planted(n_clusters=3, size=40)
+    model = make_model("auto", max_search_samples=8, pooling=(1, 2)).fit(X)
+    assert model.search_result_.n_images == 40
+    assert model.search_result_.stages[0].n_images == 8
+    assert model.n_clusters_ >= 2
+
+
 # Score
 
 
@@ -1129,11 +1153,11 @@ def test_score_is_highest_for_the_right_number_of_clusters_and_sees_no_label(mak
 
 def test_score_is_the_modularity_on_features_and_pixels(make_model, planted):
     X, _ = planted(n_clusters=3, size=8)
-    model = make_model(4, head=None, n_neighbors=4).fit(X)
+    model = make_model(4, head=None, n_neighbors=4).fit(X)  # which do not count here
     labels = model.predict(X)
     weight = np.zeros((24, 24))
     for rows in (model.embedding_, X.reshape(24, 64) / 255):
-        order = np.argsort(cdist(rows, rows), axis=1)[:, 1:5]  # after each row itself
+        order = np.argsort(cdist(rows, rows), axis=1)[:, 1:11]  # after each row itself
         directed = np.zeros((24, 24))
         np.put_along_axis(directed, order, 1.0, axis=1)
         weight += (directed + directed.T) / 2

@@ -257,7 +257,7 @@ def test_file_shape_is_asked_only_where_no_image_shape_is_given(tmp_path):
 @pytest.mark.parametrize("image_shape", [(2, 4, 6), (4, 6, 4)])
 def test_files_have_one_or_three_channels(tmp_path, image_shape):
     channels = image_shape[0] if image_shape[0] < 4 else 4
-    with pytest.raises(ValueError, match=f"image_shape: image files are read with 1 or 3 channels, but {channels} are"):
+    with pytest.raises(ValueError, match=f"with 1 or 3 channels, for image files; got {channels} channels"):
         as_image_source([save(tmp_path / "a.png")], image_shape=image_shape, channel_axis=1 if channels == 2 else -1)
 
 

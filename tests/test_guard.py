@@ -191,6 +191,12 @@ def test_negative_share_warns_with_the_numbers_once(trained, digits):
     assert shares == share_explained(trained, source(digits / 16, (-1, 1)))
 
 
+def test_training_that_was_too_short_is_told_of_with_its_steps(trained, digits):
+    trained.recipe = {"settings": {"epochs": 45, "batch_size": 16}, "steps": 1068, "images": 1797}
+    with pytest.warns(UserWarning, match=r"trained too little \(1,068 of 5,085 steps\), or there is nothing to learn"):
+        check_share_explained(trained, source(digits[:40] / 16, (-1, 1)), is_trained_on_it=True)
+
+
 def test_fit_measures_and_tells(trained, digits, caplog):
     model = DiffusionEmbeddedClustering(
         3, backbone=trained, value_range=(0, 16), layer="mid_block", timestep=50, pooling=1, max_epochs=1, n_init=2,

@@ -347,6 +347,8 @@ IMAGE_FORMAT = ImageFormat((1, 4, 4), (0.0, 1.0), kind="float")
         (ZEROS((1, 4, 4)), {"value_range": 1}, "value_range must be a pair of numbers (low, high); got 1"),
         (ZEROS((1, 4, 4)), {"value_range": (0, 1, 2)}, "value_range must be a pair of numbers"),
         (ZEROS((1, 4, 4)), {"value_range": "ab"}, "value_range must be a pair of numbers"),
+        (ZEROS((1, 4, 4)), {"value_range": {-2, -1}}, "value_range must be a pair of numbers"),
+        (ZEROS((1, 4, 4)), {"value_range": {0: "black", 1: "white"}}, "value_range must be a pair of numbers"),
         (ZEROS((1, 4, 4)), {"value_range": (1, 0)}, "value_range must be two finite numbers, the lower one first"),
         (ZEROS((1, 4, 4)), {"value_range": (1, 1)}, "value_range must be two finite numbers, the lower one first"),
         (ZEROS((1, 4, 4)), {"value_range": (0, np.inf)}, "value_range must be two finite numbers"),

@@ -116,6 +116,17 @@ def test_fit_tells_its_passes_before_it_trains_anything(shift, n_motions, plante
     assert second.startswith(f"at the speed of the first {len(images)} images, they take about ")
 
 
+def test_passes_of_the_first_estimate_of_the_number_are_foretold(planted, caplog, make_backbone):
+    images, _ = planted(size=40)
+    model = DiffusionEmbeddedClustering(
+        "auto", backbone=make_backbone(sample_size=8), layer="mid_block", timestep=50, pooling=1, n_draws=1, n_init=1,
+        max_epochs=1, random_state=0,
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO, "skdiec"):
+        model.fit(images)
+    assert messages(caplog)[0].startswith("ahead: at most 240 passes for the search and 120 for the features")
+
+
 def test_multiplications_are_those_of_the_layers(make_backbone):
     """Of a network without attention, all of whose multiplications are those of convolutions and linear layers."""
     extractor = FeatureExtractor(make_backbone(sample_size=8, mid_block_type=None))

@@ -302,6 +302,28 @@ def test_other_images_and_tables_are_refused(model, make_model, images, tmp_path
         write_report(table, images.reshape(len(images), -1), tmp_path / "report.html")
 
 
+def test_files_of_another_fit_or_in_another_order_are_refused(make_model, folder, tmp_path):
+    model = make_model().fit(folder)
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert write_report(model, moved, tmp_path / "report.html").exists()
+    with pytest.raises(
+        ValueError, match=r"X must be the files of fit, in their order; file 0 is '.*', that of fit was"
+    ):
+        write_report(model, sorted(moved.rglob("*.png"), reverse=True), tmp_path / "other.html")
+    first = sorted(moved.rglob("*.png"))[0]
+    first.rename(first.with_name("zzz.png"))
+    with pytest.raises(ValueError, match="X must be the files of fit"):
+        write_report(model, moved, tmp_path / "other.html")
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_place_that_cannot_be_written_is_told_of_before_the_work(model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "gather", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"report.html cannot be written: "):
+        write_report(model, images, tmp_path / "file" / "report.html")
+
+
 def test_missing_jinja2_is_told_of_with_the_line_that_installs_it(model, images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r'write_report needs jinja2: pip install "skdiec\[report\]"'):
@@ -365,14 +387,14 @@ def members(shares):
 
 def test_figures_are_graded():
     clear, unclear = [0.6, 0.3, 0.1], [0.4, 0.35, 0.25]
-    found = words.figures(fitted(), members([clear] * 9 + [unclear]))
+    found = words.figures(fitted(stability_=0.97), members([clear] * 9 + [unclear]))
     assert [(figure.name, figure.value, figure.grade) for figure in found] == [
         ("Clear images", "90 %", "good"),
-        ("Stability", "0.95", "good"),
+        ("Stability", "0.97", "good"),
         ("Overlap", "0.20", "good"),
     ]
     assert "The mean probability is 0.50" in found[0].explanation
-    found = words.figures(fitted(stability_=0.89, cut_over_noise_=0.91), members([clear, unclear, unclear]))
+    found = words.figures(fitted(stability_=0.95, cut_over_noise_=0.91), members([clear, unclear, unclear]))
     assert [figure.grade for figure in found] == ["poor", "poor", "poor"]
     found = words.figures(fitted(stability_=np.nan, cut_over_noise_=0.7), members([clear] * 7 + [unclear] * 3))
     assert [figure.grade for figure in found] == ["fair", "fair"]
@@ -692,6 +714,16 @@ def test_tables_of_spreadsheets_and_with_other_columns_are_read(tmp_path):
     assert names == ("", "")
 
 
+def test_empty_values_after_the_last_column_are_none(tmp_path):
+    (tmp_path / "t.csv").write_text("path,cluster\na,0,,\nb,1,\n")
+    assert_array_equal(read_labels(tmp_path / "t.csv")[0], [0, 1])
+
+
+def test_cluster_is_called_as_most_of_its_rows_have_it(tmp_path):
+    table = write_table(tmp_path / "t.csv", "a,1,oak", "b,0,oak", "c,0,ash", "d,0,ash", "e,1,oak")  # b was moved
+    assert read_labels(table)[1] == ("ash", "oak")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -702,6 +734,10 @@ def test_tables_of_spreadsheets_and_with_other_columns_are_read(tmp_path):
         ("path,cluster\na,\0\n", "path must be a CSV file; .* is none: it has bytes that are no text"),
         ("path,cluster\na,-2\n", "line 2 of .* has '-2'"),
         ("path,cluster\na,0.5\n", "line 2 of .* has '0.5'"),
+        ("path,label\nx,y.png,cats\n", "line 2 has more values than there are columns; quote those with a ','"),
+        ("path,cluster,Cluster\na,0,1\n", "it has two columns 'cluster'"),
+        (f"path,cluster\na,{'9' * 5000}\n", "whole numbers from 0 as clusters, .*; line 2 of"),
+        (f"path,label\na,{'9' * 5000}\n", "whole numbers from 0 as clusters, .*; line 2 of"),
         ("path,cluster\na,\n", "path must be a table with a cluster for some image; .* has none"),
     ],
 )

@@ -475,6 +475,17 @@ def test_only_saved_models_are_replaced(model, make, images, folder, tmp_path):
     assert (folder / "notes.txt").read_text() == "mine"
     assert len(skdiec.load(folder).cluster_centers_) == 2
 
+    (folder / "notes.txt").unlink()
+    for place in ("backbone/notes.txt", "backbone/unet/mine/notes.txt"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text("mine")
+        with pytest.raises(ValueError, match=r"a saved model with nothing beside it: .*model has backbone/"):
+            model.save(folder, overwrite=True)
+        assert (folder / place).read_text() == "mine"
+        (folder / place).unlink()
+    (folder / "backbone/unet/mine").rmdir()
+    model.save(folder, overwrite=True)
+
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/model.json").write_text('{"format": 3}')
     with pytest.raises(ValueError, match=r"foreign has no model\.json of a model"):

@@ -793,6 +793,17 @@ def test_the_final_partitions_start_anew(monkeypatch):
     assert (150, 2, False) in seen
 
 
+def test_criterion_that_is_called_like_a_score_leaves_that_alone():
+    def scott(features, labels):
+        return 7.0
+
+    extract = misleading(Cell("late", 20, 1), None, [], few=0)
+    found = search_cells(extract, **{**FINAL, "criterion": scott})
+    assert found.criterion == "criterion"
+    assert set(found.scores) == {"scott", "criterion"}
+    assert not (found.scores["scott"] == 7.0).any()
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"n_final": 150}, {"n_final": 0}, {"criterion": "scott"}, {"layers": {"late": (6, 2, 2)}, "poolings": (1,)}],

@@ -35,6 +35,7 @@ from skdiec.scores import modularity
 from skdiec.state import push_model, save_model
 
 _HARDLY_BETTER = 0.9  # of the cut of noise
+_SCORE_NEIGHBORS = 10
 _LEAST_TO_TELL = 100  # images: of fewer, noise may have clusters by chance
 
 
@@ -152,7 +153,9 @@ class DiffusionEmbeddedClustering(
         - ``"k-means++"`` is the paper's k-means on the features.
         - One dimension: labels, the cluster of each image from 0 to n_clusters - 1, each cluster with an image. So a
           partition that was corrected by hand can be trained on; `skdiec.report.read_labels` reads what a report has
-          saved. -1 is for an image whose cluster is not known: it goes to the nearest mean of the others.
+          saved. -1 is for an image whose cluster is not known: it gets one from its neighbours
+          (`sklearn.semi_supervised.LabelSpreading`). Labels are where training starts: it may move images to other
+          clusters. `initial_labels_` keeps what was given.
         - Two dimensions: centres in the space of the projected features, where the embedding starts. Rows go to the
           nearest one.
 
@@ -292,8 +295,8 @@ class DiffusionEmbeddedClustering(
 
     stability_ : float
         How sure the initial partition is, up to 1: its mean adjusted Rand index with its rivals, that is partitions
-        which the images' neighbourhood graph supports about as well. Below 0.9 or so, other seeds will find other
-        clusters. NaN where `init` is not ``"graph"``.
+        which the images' neighbourhood graph supports about as well. Below 0.96, other seeds may find other
+        clusters. NaN where `init` is not ``"graph"``: nothing was searched for then.
 
     initial_labels_ : ndarray of shape (n_samples,), int32
         The partition that training started from.
@@ -658,9 +661,10 @@ class DiffusionEmbeddedClustering(
         """Score the clustering of images without labels, higher is better.
 
         The figure is the modularity (`skdiec.scores.modularity`) of the predicted labels on the neighbourhood graph of
-        the images: the sum of the k-nearest-neighbour graphs of their frozen features and of their pixels (averaged
-        to at most 16 x 16). Modularity compares numbers of clusters; the pixels, which are the same for all
-        candidates, keep a representation from winning for what it leaves out.
+        the images: the sum of the graphs of ten nearest neighbours of their frozen features and of their pixels
+        (averaged to at most 16 x 16). Modularity compares numbers of clusters; the pixels, which are the same for all
+        candidates, keep a representation from winning for what it leaves out. So does the number of neighbours,
+        whatever `n_neighbors` is: modularity is higher on graphs of fewer.
 
         Parameters
         ----------
@@ -767,7 +771,7 @@ class DiffusionEmbeddedClustering(
 
         labels, h = np.split(self._map(source, label_and_project), [1], axis=1)
         graphs = [
-            knn_graph(rows, self.n_neighbors, algorithm=self.neighbors_algorithm, n_jobs=self.n_jobs)
+            knn_graph(rows, _SCORE_NEIGHBORS, algorithm=self.neighbors_algorithm, n_jobs=self.n_jobs)
             for rows in (h, thumbnails(source))
         ]
         return modularity(graphs[0] + graphs[1], labels.ravel())

@@ -50,7 +50,7 @@ def check_share_explained(
     logger.info("share explained of these images: %s", numbers)
     if any(share < 0 for share in shares.values()):
         reason = (
-            "it was trained too little, or there is nothing to learn in them"
+            f"it was trained too little{_steps_of(backbone)}, or there is nothing to learn in them"
             if is_trained_on_it
             else (
                 "value_range is not what black and white are in X, or the backbone has the noise schedule or the "
@@ -63,6 +63,16 @@ def check_share_explained(
             f"perfect). Either {reason}"
         )
     return shares
+
+
+def _steps_of(backbone: Backbone) -> str:
+    """Say how many steps a training took, of how many, where that is known."""
+    recipe = backbone.recipe
+    if not {"settings", "steps", "images"} <= recipe.keys():
+        return ""
+    settings = recipe["settings"]
+    in_all = settings["epochs"] * math.ceil(recipe["images"] / settings["batch_size"])
+    return f" ({recipe['steps']:,} of {in_all:,} steps)"
 
 
 def share_explained(backbone: Backbone, source: ImageSource, *, seed: int = 0) -> dict[int, float]:

@@ -91,6 +91,9 @@ class Trainer:
             if folder is not None and request is not None and is_due:
                 self.save(folder, request)
                 saved = time.monotonic()
+        if self.step < self.total_steps and not self.is_stopped:
+            gone = f"max_minutes={self.settings.max_minutes:g} are over"
+            logger.info("%s: the training ends after %d of %d steps", gone, self.step, self.total_steps)
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             parameter.data.copy_(average)
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):

@@ -156,6 +156,8 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
             out.lay_out(groups, copy=task.layout == "copy", report=report)
     seconds |= {"writing": time.monotonic() - fitted, "total": time.monotonic() - started}
     summary = _summary(task.folder, model, images, table, names, seconds, console)
+    if not isinstance(init, str):
+        summary["labels"] = {"given": int((init >= 0).sum()), "kept": int((init == model.labels_).sum())}
     out.write({SUMMARY_FILE: json_of(summary).encode() + b"\n"})
     return summary
 
@@ -261,6 +263,8 @@ def _parameters(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
 def _in_words(summary: Mapping[str, Any], place: Path) -> str:
     """Return the summary as people read it."""
     clusters = summary["clusters"]
+    from skdiec.report.words import stability_found
+
     lines = ["", f"{len(clusters)} clusters of {summary['images']:,} images", ""]
     lines.append(f"{'cluster':>7}  {'images':>7}  {'sure':>5}  most typical")
     for found in clusters[:_SHOWN_CLUSTERS]:
@@ -270,14 +274,19 @@ def _in_words(summary: Mapping[str, Any], place: Path) -> str:
         lines.append(f"{found['cluster']:>7}  {found['images']:>7,}  {sure:>5}  {label}{typical}")
     if len(clusters) > _SHOWN_CLUSTERS:
         lines.append(f"... and {len(clusters) - _SHOWN_CLUSTERS} more, in {SUMMARY_FILE}")
-    cut, number = summary["scores"]["cut_over_noise"], summary["number"]
+    scores, number = summary["scores"], summary["number"]
+    cut, stability = scores["cut_over_noise"], scores["stability"]
     lines.append("")
     if number is not None:
         lines.append(f"How sure their number is: {number['grade']}. {number['verdict']}")
-        lines.append("-k asks for another number, and nothing is trained anew.")
+        lines.append("-k asks for another number; the backbone is not trained again.")
+    if math.isfinite(stability):
+        lines.append(f"How stable they are: {stability:.2f}. {stability_found(stability).verdict}")
     if math.isfinite(cut):
-        lines.append(f"How far apart they are: {cut:.2f} of the cut of noise (0 is best; at 1 there are no clusters).")
-    lines.append(f"In {duration(summary['seconds']['total'])}; the results are in {shown_path(place)}")
+        lines.append(f"How much they overlap: {cut:.2f} (0: they lie apart; 1: as much as clusters of noise)")
+    if "labels" in summary:
+        lines.append(f"Of {summary['labels']['given']:,} labels given, the training kept {summary['labels']['kept']:,}")
+    lines.append(f"In {duration(summary['seconds']['total'])}; look at {shown_path(place / REPORT_FILE)}")
     return "\n".join(lines)
 
 

@@ -236,7 +236,7 @@ def _training_minutes(
         console.say("measuring how long forward passes take")
         passes = seconds_of_passes(model, images.pixels)
         minutes = _split(60 * minutes, time.monotonic() - started, passes, console) / 60
-    write_whole(path, repr(minutes))
+    write_whole(path, repr(minutes).encode())
     return minutes, False
 
 

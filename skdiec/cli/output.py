@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from skdiec.cli.console import Console, Report, shown_path
@@ -217,20 +218,30 @@ class OutputFolder:
         self._save()
 
     def _save(self) -> None:
-        write_whole(self.path / MANIFEST_FILE, json.dumps(self._written))
+        write_whole(self.path / MANIFEST_FILE, json.dumps(self._written).encode())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves all of the new text, or what was there before.
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a kill or a full disk leaves what was there before, or all of the new content.
 
     Parameters
     ----------
     path : Path
-    text : str
+    content : bytes
+
+    Raises
+    ------
+    OSError
+        Where the file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(f"{shown_path(path)} cannot be written: {error.strerror or error}") from error
 
 
 def folder_names(n_clusters: int, names: Mapping[int, str]) -> list[str]:

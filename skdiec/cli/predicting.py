@@ -36,7 +36,7 @@ def predict(
     """Tell which clusters of a saved model new images belong to."""
     with command(quiet) as console:
         from skdiec.cli.models import check_model, load_model
-        from skdiec.cli.output import check_new
+        from skdiec.cli.output import check_new, write_whole
         from skdiec.cli.reading import find_files, read_images
         from skdiec.cli.tables import check_names, csv_of, label_table, parquet_of, read_names, rows_of
 
@@ -59,7 +59,7 @@ def predict(
         embedding = _embed(fitted, images.pixels, console)
         table = label_table(images, fitted, embedding, found)
         if out is not None:
-            out.write_bytes(csv_of(table) if out.suffix == ".csv" else parquet_of(table))
+            write_whole(out, csv_of(table) if out.suffix == ".csv" else parquet_of(table))
         if as_json:
             show_json(rows_of(table))
         elif out is None:

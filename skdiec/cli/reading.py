@@ -125,7 +125,7 @@ def find_files(folder: Path, console: Console, *, leave_out: Path | None = None)
         kinds, problems = read_headers(paths, report)
     if not kinds and os.path.isfile(folder) and not any(map(os.path.exists, paths)):
         raise ValueError(
-            f"FOLDER must be a folder, or a text file of paths; no line of {shown_path(folder)} is the path of a file, "
+            f"{shown_path(folder)} is neither a folder nor a text file of paths: no line of it is the path of a file, "
             f"such as {shown(shown_path(paths[0]))}"
         )
     if not kinds:
@@ -222,7 +222,7 @@ def _listed(path: Path) -> list[Path]:
         raise ValueError(f"{shown_path(path)} cannot be read: {error.strerror}") from error
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if "\0" in text or not lines:
-        raise ValueError(f"FOLDER must be a folder, or a text file of paths; {shown_path(path)} is neither")
+        raise ValueError(f"{shown_path(path)} is neither a folder nor a text file of paths")
     return [path.parent / line for line in lines]
 
 

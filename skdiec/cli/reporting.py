@@ -49,12 +49,12 @@ def check_files(model: DiffusionEmbeddedClustering, files: Files) -> None:
     ----------
     model : DiffusionEmbeddedClustering
     files : Files
-        More than were fitted may be right: those that are broken were left out.
+        More than were fitted may be right: those that are broken were left out. Their folder may have moved.
     """
     n_readable, n_fitted = len(files.kinds), len(model.labels_)
     if n_readable < n_fitted:
         raise _other_images(model, files, str(n_readable))
-    if n_readable > n_fitted and hasattr(model, "files_"):
+    if hasattr(model, "files_"):
         missing = Counter(Path(path).name for path in model.files_) - Counter(path.name for path in files.paths)
         if missing:
             raise _other_images(model, files, f"{n_readable}, and no {shown_path(min(missing))}")
@@ -95,5 +95,7 @@ def report(
         images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
         if len(images.rows) != len(fitted.labels_):
             raise _other_images(fitted, files, str(len(images.rows)))
+        if levels != fitted.value_range_:  # fitted on an array, whose values were others than those of the files
+            fitted.set_params(value_range=levels)
         write_report(fitted, images, out, console, names=found)
         show(f"{out}")

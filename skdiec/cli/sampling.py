@@ -30,7 +30,7 @@ def sample(
 ) -> None:
     """Draw new images from a backbone that was trained on all timesteps, as one picture of rows and columns."""
     with command(quiet) as console:
-        from skdiec.cli.output import check_new
+        from skdiec.cli.output import check_new, write_whole
 
         check_new(out, overwrite=overwrite)
         console.say("loading the backbone")
@@ -43,12 +43,14 @@ def sample(
         console.say("drawing")
         with console.bar("drawing") as report:
             images = sample_images(loaded, n, n_steps=steps, seed=seed, report=report)
-        _save_grid(images, out)
+        write_whole(out, _grid(images))
         show(f"{n} images in {out}")
 
 
-def _save_grid(images: NDArray[np.float32], path: Path) -> None:
-    """Write images as one picture, about square."""
+def _grid(images: NDArray[np.float32]) -> bytes:
+    """Return images as one picture, about square, in the PNG format."""
+    import io
+
     import numpy as np
     from PIL import Image
 
@@ -63,4 +65,6 @@ def _save_grid(images: NDArray[np.float32], path: Path) -> None:
         row, column = divmod(number, n_columns)
         top, left = row * (height + 1), column * (width + 1)
         grid[top : top + height, left : left + width] = image
-    Image.fromarray(grid).save(path, format="PNG")
+    file = io.BytesIO()
+    Image.fromarray(grid).save(file, format="PNG")
+    return file.getvalue()

@@ -168,6 +168,8 @@ def read_names(path: Path) -> dict[int, str]:
     ValueError
         For another file.
     """
+    from skdiec.report.labels import MAX_DIGITS
+
     names: dict[int, str] = {}
     with _told_of(path, "names"):
         columns, rows = read_csv(path)
@@ -179,7 +181,7 @@ def read_names(path: Path) -> dict[int, str]:
     for line, row in rows:
         # pandas writes whole numbers beside empty ones as 3.0
         text, name = re.sub(r"\.0*$", "", row["cluster"].strip()), row["name"].strip()
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > MAX_DIGITS:
             raise ValueError(f"{shown_path(path)}, row {line}: cluster must be a number; got {shown(text)}")
         if name and names.setdefault(int(text), name) != name:
             raise ValueError(

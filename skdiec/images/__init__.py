@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from numbers import Integral
 
 import numpy as np
@@ -151,6 +151,8 @@ def _checked_value_range(value_range: Sequence[float] | None) -> tuple[float, fl
     if value_range is None:
         return None
     try:
+        if isinstance(value_range, (Set, Mapping)):
+            raise TypeError("it has no order")
         low, high = (float(value) for value in value_range)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"value_range must be a pair of numbers (low, high); got {shown(value_range)}") from None

@@ -174,7 +174,10 @@ def common_format(
     elif image_shape is None and file_shape is not None:
         image_shape = file_shape()
     if image_shape is not None and len(image_shape) == 3 and image_shape[0] not in (1, 3):
-        raise ValueError(f"image_shape: image files are read with 1 or 3 channels, but {image_shape[0]} are wanted")
+        raise ValueError(
+            "image_shape must be (height, width), or (channels, height, width) with 1 or 3 channels, for image files; "
+            f"got {image_shape[0]} channels"
+        )
     first_of_size: dict[tuple[int, int], int] = {}
     first_of_type: dict[np.dtype, int] = {}
     pages: dict[int, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from skdiec.report.paths import short_names
 _KEYS = ("cluster", "label")
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?|\d+\.", re.IGNORECASE)
 _NONE = ("", "-1")
+
+MAX_DIGITS = 9
+"""Digits of a cluster's number at most."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def read_labels(
         From 0, without gaps, in the order of the numbers, or of the alphabet; -1 where there is none. ``n_clusters`` of
         the next fit is ``labels.max() + 1``.
     names : tuple of str
-        The name of each cluster; empty where it has none.
+        The name of each cluster, as most of its rows have it; empty where it has none.
 
     Raises
     ------
@@ -145,17 +149,20 @@ def _table(path: str | os.PathLike) -> tuple[dict[str, int], list[str], list[str
         )
     paths: list[str] = []
     marks: list[str] = []
-    names: dict[str, str] = {}
+    called_so: dict[str, Counter[str]] = {}
     for line, row in rows:
         # pandas writes whole numbers beside empty ones as 3.0
         mark = re.sub(r"^\+?0*(\d+)(\.0*)?$", r"\1", row[key].strip())
         mark = "-1" if re.fullmatch(r"-1\.0*", mark) else mark
-        if key == "cluster" and mark not in _NONE and not mark.isdecimal() and _NUMBER.fullmatch(mark):
+        is_other_number = key == "cluster" and not mark.isdecimal() and _NUMBER.fullmatch(mark)
+        if mark not in _NONE and (is_other_number or (mark.isdecimal() and len(mark) > MAX_DIGITS)):
             raise _no_cluster(path, line, mark)
         paths.append(row["path"])
         marks.append(mark)
         if mark not in _NONE and row.get("name", "").strip():
-            names.setdefault(mark, row["name"].strip())
+            called_so.setdefault(mark, Counter())[row["name"].strip()] += 1
+    # An image that was moved by its number alone still has the name of the cluster that it was in.
+    names = {mark: found.most_common(1)[0][0] for mark, found in called_so.items()}
     called = set(marks) - set(_NONE)
     if key == "cluster" and any(map(str.isdecimal, called)):  # so all should be
         for (line, _), mark in zip(rows, marks, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 from skdiec.messages import shortened
 from skdiec.report.findings import CLEAR, Membership
 
-SURE_STABILITY = 0.9
+SURE_STABILITY = 0.96
 """From which stability on other seeds find about the same clusters."""
 
 HARDLY_BETTER, APART = 0.9, 0.5
@@ -180,7 +180,7 @@ def figures(model: Any, membership: Membership) -> list[Figure]:
     number = number_found(model)
     found = [_clearness(model, membership)] if number is None else [number, _clearness(model, membership)]
     if not math.isnan(model.stability_):
-        found.append(_stability(model.stability_))
+        found.append(stability_found(model.stability_))
     if not math.isnan(model.cut_over_noise_):
         found.append(_separation(model.cut_over_noise_))
     return found
@@ -248,11 +248,22 @@ def _clearness(model: Any, membership: Membership) -> Figure:
     )
 
 
-def _stability(stability: float) -> Figure:
+def stability_found(stability: float) -> Figure:
+    """Say how sure a partition is.
+
+    Parameters
+    ----------
+    stability : float
+        ``stability_`` of a fit.
+
+    Returns
+    -------
+    Figure
+    """
     grade, verdict = (
         (GOOD, "Other seeds find about the same clusters.")
         if stability >= SURE_STABILITY
-        else (POOR, "Other seeds will find other clusters: compare several values of random_state and n_clusters.")
+        else (POOR, "Other seeds may find other clusters: compare several values of random_state and n_clusters.")
     )
     return Figure(
         "Stability",

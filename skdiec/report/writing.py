@@ -88,7 +88,7 @@ def write_report(
         For another estimator.
     ValueError
         For a table, whose rows are no images; without X where the model has no files; for an X of another length than
-        that of `fit`; and for paths, names or a title that do not fit.
+        that of `fit`, or files of other names; and for paths, names or a title that do not fit.
     OSError
         Where the file cannot be written.
 
@@ -124,12 +124,13 @@ def write_report(
     source = _source(model, X)
     if len(source) != n_samples:
         raise ValueError(f"X must be the {n_samples} images of fit; got {len(source)}")
+    _check_files(model, source)
     image_names = _image_names(paths, X, source, n_samples)
     title = _checked_title(title, X)
     if progress is not None and not callable(progress):
         raise ValueError(f"progress must be a callable or None; got {shown(progress)}")
-    content = gather(model, source, image_names, shortened_names, title, progress)
-    _write(target, _filled(model, content))
+    _write(target, "")  # the work would be lost where nothing can be written
+    _write(target, _filled(model, gather(model, source, image_names, shortened_names, title, progress)))
     return target
 
 
@@ -158,6 +159,18 @@ def _source(model: DiffusionEmbeddedClustering, X: Any) -> ImageSource:
             raise ValueError("X must be the images of fit, since the model keeps none of them; got None")
         X = list(model.files_)
     return model._fitted_source(X)
+
+
+def _check_files(model: DiffusionEmbeddedClustering, source: ImageSource) -> None:
+    """Raise ValueError for files of other names than those of the fit. Folders may have moved."""
+    if not isinstance(source, FileImages) or not hasattr(model, "files_"):
+        return
+    for row, (found, fitted) in enumerate(zip(source.paths, model.files_, strict=True)):
+        if os.path.basename(found) != os.path.basename(fitted):
+            raise ValueError(
+                f"X must be the files of fit, in their order; file {row} is {shown(os.path.basename(found))}, that of "
+                f"fit was {shown(os.path.basename(fitted))}"
+            )
 
 
 def _image_names(paths: Any, X: Any, source: ImageSource, n_samples: int) -> list[str] | None:
@@ -251,7 +264,7 @@ def _hash(text: str) -> str:
 
 
 def _write(target: Path, content: str) -> None:
-    """Write a file that is complete or not there at all."""
+    """Write a file that is complete or not there at all; without content, only try whether that can be done."""
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +273,8 @@ def _write(target: Path, content: str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(target)
+        if content:
+            new.replace(target)
     except OSError as error:
         raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:

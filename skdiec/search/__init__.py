@@ -10,7 +10,7 @@ from skdiec.activations import Cell
 from skdiec.search.components import principal_components, reduce_features
 from skdiec.search.halving import halve
 from skdiec.search.results import SearchResult, SearchStage
-from skdiec.search.scoring import MIN_TRUSTED, TRUSTED_SHARE, Criterion, score
+from skdiec.search.scoring import CRITERIA, MIN_TRUSTED, TRUSTED_SHARE, Criterion, score
 from skdiec.search.stages import Extract, Stages, highest_first
 
 __all__ = [
@@ -130,6 +130,8 @@ def search_cells(
     SearchResult
     """
     key = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "criterion")
+    if callable(criterion) and key in CRITERIA:  # whose scores are others
+        key = "criterion"
     pairs = [
         (layer, pooling)
         for layer in layers
@@ -167,6 +169,7 @@ def search_cells(
     values = stages.run(cells, n_images, n_draws)
     ranked, final = highest_first(values), None
     best, beside = ranked[0], stages.graph_beside(ranked)
+    logger.info("best by %s: %s, timestep %d, pooling %d", key, best.layer, best.timestep, best.pooling)
     finalists = [cell for cell in ranked if cell.timestep == best.timestep][:N_FINALISTS]  # they share its passes
     if compares and len(finalists) > 1:
         # No partition starts from what few images have led to.

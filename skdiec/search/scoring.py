@@ -19,12 +19,14 @@ from skdiec.search.components import reduce_features
 
 Criterion = str | Callable[[NDArray, NDArray], float]
 
+CRITERIA = ("consensus", "relative_cut", "normalized_cut", "scott")
+"""Those with a name."""
+
 TRUSTED_SHARE = 0.1
 """Share of the cells, those with the lowest cut over noise, whose graphs make the consensus graph."""
 
 MIN_TRUSTED = 4
 """Cells whose graphs make the consensus graph at least: that of one or two would mostly praise their own."""
-
 
 N_BESIDE = 3
 """Cells after the best one whose graphs are kept."""
