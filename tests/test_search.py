@@ -153,7 +153,8 @@ def test_progress_is_logged(caplog):
         result = search_cells(planted(), **GRID, criterion="scott")
     best = [np.nanmax(result.scores["scott"][:, column]) for column in range(2)]
     assert [record.message for record in caplog.records] == [
-        f"timestep {timestep}: best scott {value:.4f}" for timestep, value in zip(TIMESTEPS, best, strict=True)
+        *(f"timestep {timestep}: best scott {value:.4f}" for timestep, value in zip(TIMESTEPS, best, strict=True)),
+        f"best by scott: {result.best.layer}, timestep {result.best.timestep}, pooling {result.best.pooling}",
     ]
 
 
