@@ -67,11 +67,10 @@ class Advice:
 
 WARNINGS = {
     "the backbone denoises these images worse than a straight line does": (
-        "Backbone and images do not fit: a straight line through noisy pixels finds more of the noise. share_explained_ is "
-        "below zero.",
-        "Train longer if it was trained here (epochs, max_minutes or --minutes): the warning says how many steps it had. "
-        "Else check value_range, the noise schedule, and that the model knows "
-        "such images.",
+        "Backbone and images do not fit: a straight line through noisy pixels finds more of the noise. "
+        "share_explained_ is below zero.",
+        "Train longer if it was trained here (epochs, max_minutes or --minutes): the warning says how many steps it "
+        "had. Else check value_range, the noise schedule, and that the model knows such images.",
     ),
     "has no noise schedule beside it": (
         "The model came alone. A plain DDPM schedule is taken.",
