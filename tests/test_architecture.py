@@ -41,7 +41,7 @@ LEAVES = {"__main__", "_load", "cli", "datasets", "naming", "plotting", "report"
 LIBRARIES = {
     "__main__": set(),
     "_callbacks": {"sklearn"},
-    "_estimator": {"joblib", "numpy", "sklearn", "torch"},
+    "_estimator": {"joblib", "numpy", "sklearn", "torch", "tqdm"},
     "_load": set(),
     "_parameters": {"joblib", "numpy", "sklearn", "torch"},
     "_version": set(),

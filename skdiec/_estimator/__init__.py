@@ -860,6 +860,16 @@ class DiffusionEmbeddedClustering(
         return map_features(extractors, source, self._cell, function)
 
 
+class _AboveBars(logging.StreamHandler):
+    """Writes lines of their own where progress bars are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 @contextlib.contextmanager
 def _logging(verbose: bool | int) -> Iterator[None]:
     """Show this package's log while a verbose fit runs."""
@@ -867,7 +877,7 @@ def _logging(verbose: bool | int) -> Iterator[None]:
         yield
         return
     package = logging.getLogger("skdiec")
-    handler, level = logging.StreamHandler(), package.level
+    handler, level = _AboveBars(), package.level
     handler.setFormatter(logging.Formatter("[%(name)s] %(message)s"))
     package.addHandler(handler)
     package.setLevel(logging.INFO)
