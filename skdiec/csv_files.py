@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from skdiec.messages import shown
@@ -13,7 +14,7 @@ Row = tuple[int, dict[str, str]]
 """The line that a row ends on, and its values."""
 
 
-def read_csv(path: str | os.PathLike) -> tuple[tuple[str, ...], list[Row]]:
+def read_csv(path: str | os.PathLike, wanted: Sequence[str] = ()) -> tuple[tuple[str, ...], list[Row]]:
     r"""Read a CSV file as text, whatever spreadsheet has written it.
 
     Parameters
@@ -21,6 +22,8 @@ def read_csv(path: str | os.PathLike) -> tuple[tuple[str, ...], list[Row]]:
     path : path
         In UTF-8, with a byte order mark or without; bytes that are no UTF-8 become surrogate escapes, as in names of
         files. Commas, semicolons or tabs are between the values. The first row has the names of the columns.
+    wanted : sequence of str, default=()
+        Columns that may be there once at most.
 
     Returns
     -------
@@ -34,7 +37,7 @@ def read_csv(path: str | os.PathLike) -> tuple[tuple[str, ...], list[Row]]:
     OSError
         Where the file cannot be read.
     ValueError
-        Where it is no such file, has a column twice, or a row with more values than columns.
+        Where it is no such file, has a wanted column twice, or a row with more values than columns.
 
     Examples
     --------
@@ -52,7 +55,7 @@ def read_csv(path: str | os.PathLike) -> tuple[tuple[str, ...], list[Row]]:
         delimiter = max(",;\t", key=text.partition("\n")[0].count)  # those of some languages write others
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         columns = tuple(name.strip().lower() for name in next(reader, ()))
-        if twice := [name for name in columns if name and columns.count(name) > 1]:
+        if twice := [name for name in wanted if columns.count(name) > 1]:
             raise csv.Error(f"it has two columns {shown(twice[0])}")
         rows = []
         for values in reader:

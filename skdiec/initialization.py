@@ -53,7 +53,7 @@ _OWN_VOTE = 0.1
 """An image's own label decides where its neighbours are undecided."""
 
 
-_SPREADING, _MAX_ITER = 0.95, 1000
+_ALPHA, _MAX_ITER = 0.95, 1000
 """Label spreading: how much an image takes from its neighbours, the rest from its own label; and its rounds at most."""
 
 
@@ -160,7 +160,7 @@ def initialize(
         n_clusters = number.n_clusters
     stability = math.nan
     if not isinstance(init, str) and np.ndim(init) == 1:
-        labels = _spread_along(graph, np.asarray(init, dtype=np.int32), h)
+        labels = _labels_along_graph(graph, np.asarray(init, dtype=np.int32), h)
     elif not isinstance(init, str):
         centers = np.asarray(init, dtype=np.float64)
         if centers.shape[1] != h.shape[1]:
@@ -247,17 +247,19 @@ def _spread(
     return spread
 
 
-def _spread_along(graph: sparse.csr_array, labels: NDArray[np.int32], h: NDArray[np.float64]) -> NDArray[np.int32]:
+def _labels_along_graph(
+    graph: sparse.csr_array, labels: NDArray[np.int32], h: NDArray[np.float64]
+) -> NDArray[np.int32]:
     """Give rows without a label, -1, one by label spreading, or of the nearest mean where no path leads to one.
 
-    Classes are seldom round: with one to twenty labels of each class, this is right for more of the others than the
-    nearest mean.
+    Classes are seldom round, so that this is right for more of the others than the nearest mean is. Of images that were
+    compared as they are moved, `_spread` has labels of thousands, and a vote of neighbours is enough.
     """
     known = labels >= 0
     completed = _completed(labels, h)
-    if known.all():
+    if known.all() or 2 * (labels.max() + 1) > len(labels):  # of clusters of one or two images, neighbours say little
         return completed
-    spreading = LabelSpreading(lambda *_: sparse.csr_matrix(graph), alpha=_SPREADING, max_iter=_MAX_ITER)
+    spreading = LabelSpreading(lambda *_: sparse.csr_matrix(graph), alpha=_ALPHA, max_iter=_MAX_ITER)
     spreading.fit(np.zeros((len(labels), 1)), labels)  # its rows do not count, the graph is given
     reached = ~known & spreading.label_distributions_.any(axis=1)
     completed[reached] = spreading.transduction_[reached]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import hashlib
 import json
 import os
@@ -188,14 +188,26 @@ def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
 
 def _strangers_within(folder: Path) -> list[str]:
     """Return what is in the folders of backbones that no backbone has."""
-    ours = {*_BACKBONE_FILES, *(os.path.dirname(file) for file in _BACKBONE_FILES)}
     found = []
     for place in BACKBONE_FOLDERS:
+        parts = _parts(folder / place)
         for path in sorted((folder / place).rglob("*")):
-            name = path.relative_to(folder / place).as_posix()
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ours):
-                found.append(f"{place}/{name}")
+            name = path.relative_to(folder / place)
+            if len(name.parts) == 1:
+                is_ours = str(name) in parts if path.is_dir() else str(name) in _BACKBONE_FILES
+            else:  # other networks may have other files
+                is_ours = len(name.parts) == 2 and path.is_file() and path.suffix in (".json", ".safetensors")
+            if not is_ours:
+                found.append(f"{place}/{name.as_posix()}")
     return found
+
+
+def _parts(folder: Path) -> set[str]:
+    """Return the folders of a backbone's networks, also those of families that users have registered."""
+    known = {os.path.dirname(file) for file in _BACKBONE_FILES}
+    with contextlib.suppress(ValueError):
+        known |= read_json(folder / "model_index.json", max_bytes=MAX_VALUES_BYTES).keys()
+    return known
 
 
 def _is_model(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -18,7 +19,7 @@ import torch
 
 from skdiec.backbones import checkpoints, folders, load_backbone, pretrain
 from skdiec.backbones.checkpoints import Position, read_checkpoint, write_checkpoint
-from skdiec.backbones.folders import PARTIAL_FOLDER, replacing
+from skdiec.backbones.folders import PARTIAL_FOLDER, replacing, write_whole
 
 IMAGES = np.repeat(np.arange(20, dtype=np.uint8) * 12, 16).reshape(20, 4, 4)
 SETTINGS = {"channels": (8,), "epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "random_state": 0}
@@ -124,6 +125,27 @@ def test_files_come_whole_and_the_last_one_last(tmp_path, monkeypatch):
     assert names(tmp_path) == ["index", "mine", "sub/a", "z"]
     assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["new", "mine", "new", "new"]
     assert not (tmp_path / PARTIAL_FOLDER).exists()
+
+
+def test_file_that_is_written_whole_keeps_its_mode_and_links(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "file").chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == ["file", "link"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are not everywhere")
+def test_pipe_is_written_to_as_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_bytes)
+        write_whole(tmp_path / "pipe", b"new")
+        assert read.result(timeout=60) == b"new"
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_failed_writing_leaves_the_folder_as_it_was(tmp_path):

@@ -751,23 +751,23 @@ def test_images_without_a_label_get_one(make_model, images, labels):
     assert_array_equal(model.initial_labels_, labels)  # planted clusters lie far apart
 
 
-def test_labels_spread_along_the_graph_and_leave_those_given():
+def test_labels_labels_along_graph_the_graph_and_leave_those_given():
     turn = np.linspace(0, np.pi, 40)
     moons = np.concatenate([np.c_[np.cos(turn), np.sin(turn)], np.c_[1 - np.cos(turn), 0.4 - np.sin(turn)]])
     labels = np.full(80, -1, dtype=np.int32)
     labels[[0, 20, 40, 60]] = 0, 0, 1, 1
-    found = initialization._spread_along(knn_graph(moons, 4), labels, moons)
+    found = initialization._labels_along_graph(knn_graph(moons, 4), labels, moons)
     assert_array_equal(found, np.repeat([0, 1], 40))
     assert (initialization._completed(labels, moons) != found).sum() > 5  # the nearest mean does not follow the bends
     labels[10] = 1  # among the first kind, and stays as it was given
-    assert initialization._spread_along(knn_graph(moons, 4), labels, moons)[10] == 1
+    assert initialization._labels_along_graph(knn_graph(moons, 4), labels, moons)[10] == 1
 
 
 def test_images_that_no_path_leads_to_go_to_the_nearest_mean():
     h = np.array([[0.0], [0.1], [1.0], [1.1], [9.0], [9.1], [10.0], [10.1]])
     labels = np.array([0, -1, -1, -1, -1, -1, 1, 1], dtype=np.int32)
     graph = knn_graph(h, 1)
-    assert_array_equal(initialization._spread_along(graph, labels, h), [0, 0, 0, 0, 1, 1, 1, 1])
+    assert_array_equal(initialization._labels_along_graph(graph, labels, h), [0, 0, 0, 0, 1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("criterion", ["consensus", "relative_cut", "normalized_cut", "scott", silhouette_score])

@@ -347,6 +347,19 @@ def test_own_family_is_loaded_fitted_saved_and_loaded_again(my_family, make_unet
     np.testing.assert_array_equal(loaded.predict(X), model.labels_)
 
 
+def test_own_family_with_a_part_of_its_own_is_saved_over_itself(my_family, make_unet, tmp_path, planted):
+    my_family.network_part = "denoiser"
+    network = MyNetwork.from_config(make_unet(sample_size=8).config)
+    my_family(network, diffusers.DDPMScheduler(), image_shape=(1, 8, 8)).save_pretrained(tmp_path / "mine")
+    X, _ = planted()
+    model = DiffusionEmbeddedClustering(
+        3, backbone=tmp_path / "mine", layer="mid_block", timestep=50, pooling=1, n_init=2, max_epochs=1, random_state=0
+    ).fit(X)
+    for _ in range(2):
+        model.save(tmp_path / "model", overwrite=True)
+    assert (tmp_path / "model/backbone/denoiser/config.json").exists()
+
+
 def test_what_is_no_family_is_told_of():
     class Nameless(Backbone):
         def forward(self, x, time):

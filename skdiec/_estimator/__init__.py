@@ -132,7 +132,7 @@ class DiffusionEmbeddedClustering(
         Dimensions that PCA reduces features to; also those of the embedding.
 
     n_neighbors : int, default=10
-        Neighbours of each image in the graphs that search, initial partition, training and score use.
+        Neighbours of each image in the graphs that search, initial partition and training use.
 
     neighbors_algorithm : {"exact", "nndescent"}, default="exact"
         How neighbours are found. The search, on its subset, is exact.
@@ -155,7 +155,7 @@ class DiffusionEmbeddedClustering(
           partition that was corrected by hand can be trained on; `skdiec.report.read_labels` reads what a report has
           saved. -1 is for an image whose cluster is not known: it gets one from its neighbours
           (`sklearn.semi_supervised.LabelSpreading`). Labels are where training starts: it may move images to other
-          clusters. `initial_labels_` keeps what was given.
+          clusters. `initial_labels_` has those that it started from.
         - Two dimensions: centres in the space of the projected features, where the embedding starts. Rows go to the
           nearest one.
 
@@ -663,8 +663,8 @@ class DiffusionEmbeddedClustering(
         The figure is the modularity (`skdiec.scores.modularity`) of the predicted labels on the neighbourhood graph of
         the images: the sum of the graphs of ten nearest neighbours of their frozen features and of their pixels
         (averaged to at most 16 x 16). Modularity compares numbers of clusters; the pixels, which are the same for all
-        candidates, keep a representation from winning for what it leaves out. So does the number of neighbours,
-        whatever `n_neighbors` is: modularity is higher on graphs of fewer.
+        candidates, keep a representation from winning for what it leaves out. There are always ten neighbours, whatever
+        `n_neighbors` is, since modularity is higher on graphs of fewer.
 
         Parameters
         ----------

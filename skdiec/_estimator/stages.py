@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
@@ -101,7 +101,7 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
     passes.announce()
     with stages.stage("backbone", _PRETRAINING_STEPS if setup.pretraining is not None else 0) as steps:
         extractor = _get_backbone(model, setup, steps)
-    n_steps = len(setup.timesteps) * model.search_draws + bool(_n_final(model, source))
+    n_steps = len(setup.timesteps) * model.search_draws + bool(_n_final(model, setup))
     with stages.stage("search", n_steps if model.search == "grid" else None) as steps:
         model.n_clusters_ = _first_number(model, extractor, setup)
         search = _search(model, extractor, setup, steps, passes)
@@ -243,12 +243,16 @@ def _first_number(model: DiffusionEmbeddedClustering, extractor: FeatureExtracto
     timestep = setup.timesteps[(len(setup.timesteps) - 1) // 2]
     cell = Cell(layer, timestep, max(fitting, default=min(setup.poolings)))
     extractor = dataclasses.replace(extractor, n_draws=model.search_draws)
-    distinct = cast("NDArray", setup.distinct)
-    rows = distinct[:: math.ceil(len(distinct) / _FIRST_IMAGES)]
-    features = extractor.extract(setup.source, [cell], rows=rows)[cell]
+    features = extractor.extract(setup.source, [cell], rows=_first_rows(setup))[cell]
     with one_blas_thread:
         found = first_number(features, _SEARCH_COMPONENTS, model.n_neighbors, setup.seeds.search, model.n_jobs)
     return min(found, max(2, min(len(setup.source), model.max_search_samples) // 2))  # the search may see fewer images
+
+
+def _first_rows(setup: Setup) -> NDArray[np.integer]:
+    """Return the rows that the first estimate of the number of clusters sees, if there is one."""
+    distinct = setup.distinct
+    return np.empty(0, np.int64) if distinct is None else distinct[:: math.ceil(len(distinct) / _FIRST_IMAGES)]
 
 
 def _passes_ahead(model: DiffusionEmbeddedClustering, setup: Setup) -> Passes:
@@ -256,12 +260,11 @@ def _passes_ahead(model: DiffusionEmbeddedClustering, setup: Setup) -> Passes:
         model.search,
         n_images=min(len(setup.source), model.max_search_samples),
         n_draws=model.search_draws,
-        n_final=_n_final(model, setup.source),
+        n_final=_n_final(model, setup),
         n_timesteps=len(setup.timesteps),
         n_clusters=MAX_CLUSTERS if model.n_clusters == "auto" else model.n_clusters,
     )
-    if setup.distinct is not None:  # the first estimate of the number of clusters
-        searched += min(len(setup.distinct), _FIRST_IMAGES) * model.search_draws
+    searched += len(_first_rows(setup)) * model.search_draws
     share = max(setup.costs.values())
     n_moved = len(_motions(model, setup.source)) * min(len(setup.source), _MOVED_IMAGES)
     features = len(setup.source) * model.n_draws + n_moved
@@ -272,13 +275,14 @@ def _search(
     model: DiffusionEmbeddedClustering, extractor: FeatureExtractor, setup: Setup, steps: Steps, passes: Passes
 ) -> SearchResult:
     source, seeds, memory = setup.source, setup.seeds, setup.memory
-    size, n_final = min(len(source), model.max_search_samples), _n_final(model, source)
+    size, n_final = min(len(source), model.max_search_samples), _n_final(model, setup)
     rng = np.random.default_rng(seeds.subset)
     order = rng.choice(len(source), size, replace=False)
     if n_final:
         others = np.setdiff1d(np.arange(len(source)), order)
         order = np.concatenate([order, rng.choice(others, n_final - size, replace=False)])
     extractor = dataclasses.replace(extractor, n_draws=model.search_draws, latents=LatentCache())
+    n_left = passes.n_search - len(_first_rows(setup)) * model.search_draws + passes.n_features
     key: tuple = ()
     if memory.location is not None:
         settings = (seeds, extractor.shift, extractor.precision, __version__)
@@ -287,7 +291,7 @@ def _search(
         memory = joblib.Memory(None)
 
     def extract(cells: Sequence[Cell], draw: int, count: int) -> Mapping[Cell, NDArray[np.float32]]:
-        timed = passes.timed(passes.n_search + passes.n_features, at_once=extractor.at_once)
+        timed = passes.timed(n_left, at_once=extractor.at_once)
         return extractor.extract(source, cells, rows=order[:count], draw=draw, report=timed)
 
     found = memory.cache(_run_search, ignore=["extract", "n_jobs", "report"])(
@@ -317,14 +321,18 @@ def _search(
     return dataclasses.replace(found, beside=found.beside[place][:, place])
 
 
-def _n_final(model: DiffusionEmbeddedClustering, source: ImageSource) -> int:
+def _n_final(model: DiffusionEmbeddedClustering, setup: Setup) -> int:
     """Return on how many images the best representations are compared in the end: none where few more are left.
 
-    Other criteria than the consensus judge each representation by its own features: they stay as they are.
+    Other criteria than the consensus judge each representation by its own features: they stay as they are. So does the
+    only one of a timestep.
     """
-    if model.criterion != "consensus" or len(source) < _MORE * model.max_search_samples:
+    n_images = len(setup.source)
+    if model.criterion != "consensus" or n_images < _MORE * model.max_search_samples:
         return 0
-    return min(len(source), _FINAL * model.max_search_samples)
+    if len(setup.layers) * len(setup.poolings) == 1:
+        return 0
+    return min(n_images, _FINAL * model.max_search_samples)
 
 
 def _project_moved(

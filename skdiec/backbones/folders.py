@@ -140,6 +140,41 @@ def replacing(folder: Path, *, last: str = "") -> Iterator[Path]:
         raise OSError(f"{folder} cannot be written to: {reason(error)}") from error
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a kill or a full disk leaves what was there before, or all of the new content.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is there. A link stays one. What is no regular file, such as a pipe, is written to as it is.
+    content : bytes
+
+    Raises
+    ------
+    OSError
+        Where the file cannot be written.
+    """
+    actual = Path(os.path.realpath(path))
+    new = actual.with_name(f".{secrets.token_hex(8)}.new")
+    try:
+        if actual.exists() and not actual.is_file():
+            actual.write_bytes(content)
+            return
+        try:
+            with new.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if actual.exists():
+                shutil.copymode(actual, new)
+            new.replace(actual)
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {reason(error)}") from error
+
+
 @contextmanager
 def replacing_whole(folder: Path) -> Iterator[Path]:
     """Write a folder beside another one, whose place it takes when all of it is on the disk.

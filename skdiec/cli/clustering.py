@@ -156,8 +156,6 @@ def _cluster(task: _Task, request: Request, started: float, console: Console) ->
             out.lay_out(groups, copy=task.layout == "copy", report=report)
     seconds |= {"writing": time.monotonic() - fitted, "total": time.monotonic() - started}
     summary = _summary(task.folder, model, images, table, names, seconds, console)
-    if not isinstance(init, str):
-        summary["labels"] = {"given": int((init >= 0).sum()), "kept": int((init == model.labels_).sum())}
     out.write({SUMMARY_FILE: json_of(summary).encode() + b"\n"})
     return summary
 
@@ -225,6 +223,7 @@ def _summary(
         ],
         "clusters": clusters,
         "number": _number(model),
+        "labels": _labels_kept(model),
         "representation": {"layer": best.layer, "timestep": best.timestep, "pooling": best.pooling},
         "scores": {
             "cut_over_noise": model.cut_over_noise_,
@@ -256,6 +255,16 @@ def _number(model: DiffusionEmbeddedClustering) -> dict[str, Any] | None:
     return {"grade": found.grade, "verdict": found.verdict, "scores": model.n_clusters_scores_}
 
 
+def _labels_kept(model: DiffusionEmbeddedClustering) -> dict[str, int] | None:
+    """Return how many labels were given, and how many images are in that cluster still; None without labels."""
+    import numpy as np
+
+    if isinstance(model.init, str):
+        return None
+    given = np.asarray(model.init)
+    return {"given": int((given >= 0).sum()), "kept": int((given == model.labels_).sum())}
+
+
 def _parameters(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
     return {name: value for name, value in model.get_params().items() if not hasattr(value, "get_params")}
 
@@ -263,7 +272,7 @@ def _parameters(model: DiffusionEmbeddedClustering) -> dict[str, Any]:
 def _in_words(summary: Mapping[str, Any], place: Path) -> str:
     """Return the summary as people read it."""
     clusters = summary["clusters"]
-    from skdiec.report.words import stability_found
+    from skdiec.report.words import SURE_STABILITY
 
     lines = ["", f"{len(clusters)} clusters of {summary['images']:,} images", ""]
     lines.append(f"{'cluster':>7}  {'images':>7}  {'sure':>5}  most typical")
@@ -281,11 +290,12 @@ def _in_words(summary: Mapping[str, Any], place: Path) -> str:
         lines.append(f"How sure their number is: {number['grade']}. {number['verdict']}")
         lines.append("-k asks for another number; the backbone is not trained again.")
     if math.isfinite(stability):
-        lines.append(f"How stable they are: {stability:.2f}. {stability_found(stability).verdict}")
+        advice = "other seeds find the like" if stability >= SURE_STABILITY else "compare other values of --seed and -k"
+        lines.append(f"How stable they are: {stability:.2f} (at most 1; {advice})")
     if math.isfinite(cut):
         lines.append(f"How much they overlap: {cut:.2f} (0: they lie apart; 1: as much as clusters of noise)")
-    if "labels" in summary:
-        lines.append(f"Of {summary['labels']['given']:,} labels given, the training kept {summary['labels']['kept']:,}")
+    if summary["labels"] is not None:
+        lines.append(f"Labels that the training kept: {summary['labels']['kept']:,} of {summary['labels']['given']:,}")
     lines.append(f"In {duration(summary['seconds']['total'])}; look at {shown_path(place / REPORT_FILE)}")
     return "\n".join(lines)
 
@@ -294,7 +304,7 @@ def _tell_of_labels(start: Labels, path: str, console: Console) -> None:
     if start.n_missing:
         images = "image" if start.n_missing == 1 else "images"
         console.warn(
-            f"{shown_path(path)} does not name {start.n_missing:,} {images}: such images start where they are nearest"
+            f"{shown_path(path)} does not name {start.n_missing:,} {images}: such images get one from their neighbours"
         )
     if start.others:
         console.warn(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from skdiec.cli.console import Console, StageProgress, command_line, shown_path
-from skdiec.cli.output import WORK_FOLDER, OutputFolder, default_output, write_whole
+from skdiec.cli.output import WORK_FOLDER, OutputFolder, default_output
 from skdiec.images import checked_image_shape
 from skdiec.messages import duration
 
@@ -236,6 +236,8 @@ def _training_minutes(
         console.say("measuring how long forward passes take")
         passes = seconds_of_passes(model, images.pixels)
         minutes = _split(60 * minutes, time.monotonic() - started, passes, console) / 60
+    from skdiec.backbones.folders import write_whole
+
     write_whole(path, repr(minutes).encode())
     return minutes, False
 

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from skdiec.backbones.folders import reason, write_whole
 from skdiec.cli.console import Console, Report, shown_path
 
 MANIFEST_FILE = ".skdiec-files.json"
@@ -95,7 +95,7 @@ class OutputFolder:
             self._save()
         except OSError as error:
             raise ValueError(
-                f"{shown_path(path)} cannot be written to: {error.strerror}; --out says where results go"
+                f"{shown_path(path)} cannot be written to: {reason(error)}; --out says where results go"
             ) from error
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{shown_path(manifest)} is damaged: {error}. Choose another folder with --out") from error
@@ -219,29 +219,6 @@ class OutputFolder:
 
     def _save(self) -> None:
         write_whole(self.path / MANIFEST_FILE, json.dumps(self._written).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a kill or a full disk leaves what was there before, or all of the new content.
-
-    Parameters
-    ----------
-    path : Path
-    content : bytes
-
-    Raises
-    ------
-    OSError
-        Where the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(f"{shown_path(path)} cannot be written: {error.strerror or error}") from error
 
 
 def folder_names(n_clusters: int, names: Mapping[int, str]) -> list[str]:

@@ -35,8 +35,9 @@ def predict(
 ) -> None:
     """Tell which clusters of a saved model new images belong to."""
     with command(quiet) as console:
+        from skdiec.backbones.folders import write_whole
         from skdiec.cli.models import check_model, load_model
-        from skdiec.cli.output import check_new, write_whole
+        from skdiec.cli.output import check_new
         from skdiec.cli.reading import find_files, read_images
         from skdiec.cli.tables import check_names, csv_of, label_table, parquet_of, read_names, rows_of
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +21,13 @@ REPORT_FILE = "report.html"
 
 
 def write_report(
-    model: DiffusionEmbeddedClustering, images: Images, path: Path, console: Console, *, names: Mapping[int, str]
+    model: DiffusionEmbeddedClustering,
+    images: Images,
+    path: Path,
+    console: Console,
+    *,
+    names: Mapping[int, str],
+    value_range: tuple[float, float] | None = None,
 ) -> None:
     """Write the report of a fit.
 
@@ -34,12 +41,17 @@ def write_report(
     console : Console
     names : mapping of int to str
         Of clusters.
+    value_range : tuple of float, default=None
+        What black and white are in the files, where that is not what they were in the images of the fit.
     """
     from skdiec import report
 
+    X: Any = images.paths
+    if value_range is not None:  # of a copy: the report tells of the parameters that the fit had
+        X = copy.copy(model).set_params(value_range=value_range)._fitted_source(X)
     shown = [images.files.names[row] for row in images.rows]
     with console.telling("skdiec.report"), console.bar("drawing thumbnails") as progress:
-        report.write_report(model, images.paths, path, paths=shown, names=names, progress=progress)
+        report.write_report(model, X, path, paths=shown, names=names, progress=progress)
 
 
 def check_files(model: DiffusionEmbeddedClustering, files: Files) -> None:
@@ -51,11 +63,13 @@ def check_files(model: DiffusionEmbeddedClustering, files: Files) -> None:
     files : Files
         More than were fitted may be right: those that are broken were left out. Their folder may have moved.
     """
+    from skdiec.report.paths import base_name
+
     n_readable, n_fitted = len(files.kinds), len(model.labels_)
     if n_readable < n_fitted:
         raise _other_images(model, files, str(n_readable))
     if hasattr(model, "files_"):
-        missing = Counter(Path(path).name for path in model.files_) - Counter(path.name for path in files.paths)
+        missing = Counter(map(base_name, model.files_)) - Counter(map(base_name, files.paths))
         if missing:
             raise _other_images(model, files, f"{n_readable}, and no {shown_path(min(missing))}")
 
@@ -95,7 +109,6 @@ def report(
         images = read_images(files, console, image_shape=fitted.image_shape_, value_range=levels)
         if len(images.rows) != len(fitted.labels_):
             raise _other_images(fitted, files, str(len(images.rows)))
-        if levels != fitted.value_range_:  # fitted on an array, whose values were others than those of the files
-            fitted.set_params(value_range=levels)
-        write_report(fitted, images, out, console, names=found)
+        stated = None if levels == fitted.value_range_ else levels
+        write_report(fitted, images, out, console, names=found, value_range=stated)
         show(f"{out}")

@@ -30,7 +30,8 @@ def sample(
 ) -> None:
     """Draw new images from a backbone that was trained on all timesteps, as one picture of rows and columns."""
     with command(quiet) as console:
-        from skdiec.cli.output import check_new, write_whole
+        from skdiec.backbones.folders import write_whole
+        from skdiec.cli.output import check_new
 
         check_new(out, overwrite=overwrite)
         console.say("loading the backbone")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "cluster", "name", "probability", "distance", "uncertainty", "problem")
 
+_MAX_DIGITS = 9  # of a cluster's number
+
 Table = dict[str, list[Any]]
 """Values of each column, None where there are none."""
 
@@ -168,11 +170,9 @@ def read_names(path: Path) -> dict[int, str]:
     ValueError
         For another file.
     """
-    from skdiec.report.labels import MAX_DIGITS
-
     names: dict[int, str] = {}
     with _told_of(path, "names"):
-        columns, rows = read_csv(path)
+        columns, rows = read_csv(path, ("cluster", "name"))
     if not {"cluster", "name"} <= set(columns):
         raise ValueError(
             f"--names must be a CSV file with the columns cluster and name; got {shown_path(path)} with "
@@ -180,8 +180,8 @@ def read_names(path: Path) -> dict[int, str]:
         )
     for line, row in rows:
         # pandas writes whole numbers beside empty ones as 3.0
-        text, name = re.sub(r"\.0*$", "", row["cluster"].strip()), row["name"].strip()
-        if not text.isdecimal() or len(text) > MAX_DIGITS:
+        text, name = re.sub(r"^0+(?=\d)|\.0*$", "", row["cluster"].strip()), row["name"].strip()
+        if not text.isdecimal() or len(text) > _MAX_DIGITS:
             raise ValueError(f"{shown_path(path)}, row {line}: cluster must be a number; got {shown(text)}")
         if name and names.setdefault(int(text), name) != name:
             raise ValueError(

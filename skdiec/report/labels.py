@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,6 @@ from skdiec.report.paths import short_names
 _KEYS = ("cluster", "label")
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?|\d+\.", re.IGNORECASE)
 _NONE = ("", "-1")
-
-MAX_DIGITS = 9
-"""Digits of a cluster's number at most."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def _table(path: str | os.PathLike) -> tuple[dict[str, int], list[str], list[str
     """Return the first row of each path, the path and the cluster of each row, as texts, and the names of clusters."""
     if not isinstance(path, (str, os.PathLike)) or os.path.isdir(path):
         raise ValueError(f"path must be a CSV file; got {shown(path)}")
-    columns, rows = read_csv(path)
+    columns, rows = read_csv(path, (*_KEYS, "path", "name"))
     key = next((key for key in _KEYS if key in columns), None)
     if key is None or "path" not in columns:
         raise ValueError(
@@ -149,20 +146,19 @@ def _table(path: str | os.PathLike) -> tuple[dict[str, int], list[str], list[str
         )
     paths: list[str] = []
     marks: list[str] = []
-    called_so: dict[str, Counter[str]] = {}
+    called_so: dict[str, Counter[str]] = defaultdict(Counter)
     for line, row in rows:
         # pandas writes whole numbers beside empty ones as 3.0
         mark = re.sub(r"^\+?0*(\d+)(\.0*)?$", r"\1", row[key].strip())
         mark = "-1" if re.fullmatch(r"-1\.0*", mark) else mark
         is_other_number = key == "cluster" and not mark.isdecimal() and _NUMBER.fullmatch(mark)
-        if mark not in _NONE and (is_other_number or (mark.isdecimal() and len(mark) > MAX_DIGITS)):
+        if mark not in _NONE and is_other_number:
             raise _no_cluster(path, line, mark)
         paths.append(row["path"])
         marks.append(mark)
         if mark not in _NONE and row.get("name", "").strip():
-            called_so.setdefault(mark, Counter())[row["name"].strip()] += 1
-    # An image that was moved by its number alone still has the name of the cluster that it was in.
-    names = {mark: found.most_common(1)[0][0] for mark, found in called_so.items()}
+            called_so[row["name"].strip()][mark] += 1
+    names = _names(marks, called_so)
     called = set(marks) - set(_NONE)
     if key == "cluster" and any(map(str.isdecimal, called)):  # so all should be
         for (line, _), mark in zip(rows, marks, strict=True):
@@ -171,6 +167,22 @@ def _table(path: str | os.PathLike) -> tuple[dict[str, int], list[str], list[str
     if not all(map(str.isdecimal, called)):
         names = {mark: names.get(mark, mark) for mark in called}
     return _places(path, paths, marks), paths, marks, names
+
+
+def _names(marks: Sequence[str], called_so: Mapping[str, Counter[str]]) -> dict[str, str]:
+    """Return the name of each cluster: the one that most of its rows have.
+
+    An image that was moved by its number alone still has the name of the cluster that it was in. So a few rows with the
+    name of another cluster count for nothing.
+    """
+    size = Counter(marks)
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, rows in called_so.items():
+        home = rows.most_common(1)[0][0]
+        for mark, count in rows.items():
+            if mark == home or 2 * count > size[mark]:
+                found[mark][name] = count
+    return {mark: names.most_common(1)[0][0] for mark, names in found.items()}
 
 
 def _places(path: str | os.PathLike, paths: Sequence[str], marks: Sequence[str]) -> dict[str, int]:
@@ -198,7 +210,8 @@ def _numbered(path: str | os.PathLike, marks: Sequence[str], names: dict[str, st
     called = set(marks) - set(_NONE)
     if not called:
         raise ValueError(f"path must be a table with a cluster for some image; {shown(str(path))} has none")
-    order = sorted(called, key=int) if all(map(str.isdecimal, called)) else sorted(called)
+    # Numbers in their order, of any length: zeros before them are gone.
+    order = sorted(called, key=lambda mark: (len(mark), mark)) if all(map(str.isdecimal, called)) else sorted(called)
     number = {mark: cluster for cluster, mark in enumerate(order)}
     labels = np.array([number.get(mark, -1) for mark in marks], dtype=np.int32)
     return Labels(labels, tuple(names.get(mark, "") for mark in order), 0, ())

@@ -67,9 +67,9 @@ class Advice:
 
 WARNINGS = {
     "the backbone denoises these images worse than a straight line does": (
-        "Backbone and images do not fit: a straight line through noisy pixels finds more of the noise. "
+        "Backbone and images do not fit: from each noisy pixel alone, a straight line tells the noise better. "
         "share_explained_ is below zero.",
-        "Train longer if it was trained here (epochs, max_minutes or --minutes): the warning says how many steps it "
+        "If it was trained here, train longer (epochs, max_minutes or --minutes); the warning says how many steps it "
         "had. Else check value_range, the noise schedule, and that the model knows such images.",
     ),
     "has no noise schedule beside it": (
@@ -181,7 +181,7 @@ def figures(model: Any, membership: Membership) -> list[Figure]:
     number = number_found(model)
     found = [_clearness(model, membership)] if number is None else [number, _clearness(model, membership)]
     if not math.isnan(model.stability_):
-        found.append(stability_found(model.stability_))
+        found.append(_stability(model.stability_))
     if not math.isnan(model.cut_over_noise_):
         found.append(_separation(model.cut_over_noise_))
     return found
@@ -249,18 +249,7 @@ def _clearness(model: Any, membership: Membership) -> Figure:
     )
 
 
-def stability_found(stability: float) -> Figure:
-    """Say how sure a partition is.
-
-    Parameters
-    ----------
-    stability : float
-        ``stability_`` of a fit.
-
-    Returns
-    -------
-    Figure
-    """
+def _stability(stability: float) -> Figure:
     grade, verdict = (
         (GOOD, "Other seeds find about the same clusters.")
         if stability >= SURE_STABILITY

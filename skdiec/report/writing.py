@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import importlib.metadata
 import os
 import platform
-import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,10 +20,11 @@ from sklearn.utils.validation import check_is_fitted
 from skdiec._estimator import DiffusionEmbeddedClustering
 from skdiec._parameters import cluster_names
 from skdiec._version import __version__
+from skdiec.backbones.folders import write_whole
 from skdiec.images import FileImages, ImageSource
 from skdiec.messages import shown
 from skdiec.report.content import Content, as_base64, as_json, gather
-from skdiec.report.paths import short_names
+from skdiec.report.paths import base_name, short_names
 from skdiec.report.words import advice_on, figures, lead, number_found
 
 MAX_NAME = 120
@@ -129,7 +129,7 @@ def write_report(
     title = _checked_title(title, X)
     if progress is not None and not callable(progress):
         raise ValueError(f"progress must be a callable or None; got {shown(progress)}")
-    _write(target, "")  # the work would be lost where nothing can be written
+    _check_writable(target)  # else the work would be lost
     _write(target, _filled(model, gather(model, source, image_names, shortened_names, title, progress)))
     return target
 
@@ -154,6 +154,8 @@ def _checked_path(path: str | os.PathLike) -> Path:
 
 
 def _source(model: DiffusionEmbeddedClustering, X: Any) -> ImageSource:
+    if isinstance(X, ImageSource):  # of the command line
+        return X
     if X is None:
         if not hasattr(model, "files_"):
             raise ValueError("X must be the images of fit, since the model keeps none of them; got None")
@@ -166,10 +168,11 @@ def _check_files(model: DiffusionEmbeddedClustering, source: ImageSource) -> Non
     if not isinstance(source, FileImages) or not hasattr(model, "files_"):
         return
     for row, (found, fitted) in enumerate(zip(source.paths, model.files_, strict=True)):
-        if os.path.basename(found) != os.path.basename(fitted):
+        names = base_name(found), base_name(fitted)
+        if names[0] != names[1]:
             raise ValueError(
-                f"X must be the files of fit, in their order; file {row} is {shown(os.path.basename(found))}, that of "
-                f"fit was {shown(os.path.basename(fitted))}"
+                f"X must be the files of fit, in their order; file {row} is {shown(names[0])}, that of fit was "
+                f"{shown(names[1])}"
             )
 
 
@@ -263,20 +266,20 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _write(target: Path, content: str) -> None:
-    """Write a file that is complete or not there at all; without content, only try whether that can be done."""
-    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+def _check_writable(target: Path) -> None:
+    """Raise OSError where the file cannot be made, or its folder."""
+    folder = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Names of files may hold what no text is; line ends are part of the hashes.
-        with new.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if content:
-            new.replace(target)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
+
+
+def _write(target: Path, content: str) -> None:
+    """Write a file that is complete or not there at all. Its folder is made."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
+    write_whole(target, content.encode("utf-8", errors="replace"))  # names of files may hold what no text is
