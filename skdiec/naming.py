@@ -128,9 +128,7 @@ def _reader(model: DiffusionEmbeddedClustering, X: Any) -> Callable[[NDArray[np.
         if not hasattr(model, "files_"):
             raise ValueError("X must be the images of fit, since the model keeps none of them; got None")
         return lambda rows: [_picture(model.files_[row], low, high) for row in rows]
-    source = model._fitted_source(X)
-    if len(source) != len(model.labels_):
-        raise ValueError(f"X must be the {len(model.labels_)} images of fit; got {len(source)}")
+    source = model._source_of_fit(X)
     if isinstance(source, FileImages):
         return lambda rows: [_picture(source.paths[row], low, high) for row in rows]
     return lambda rows: [_as_pil((image + 1) / 2) for image in source.read(rows)]

@@ -27,7 +27,17 @@ from skdiec._parameters import CONSTRAINTS, check_parameters
 from skdiec.backbones import Pretraining, default_device
 from skdiec.features import map_features, suited_batch_size
 from skdiec.graph import knn_graph
-from skdiec.images import ImageFormat, ImageSource, as_image_source, is_rows, refuse_one_image, thumbnails, unpack
+from skdiec.images import (
+    FileImages,
+    ImageFormat,
+    ImageSource,
+    as_image_source,
+    is_rows,
+    refuse_one_image,
+    thumbnails,
+    unpack,
+)
+from skdiec.images.files import base_name
 from skdiec.messages import MAX_LENGTH, keeping_warnings, shortened, shown, warn
 from skdiec.parallel import library_defaults, one_blas_thread, useful_jobs
 from skdiec.partition import cut_tree
@@ -848,6 +858,23 @@ class DiffusionEmbeddedClustering(
 
     def _fitted_source(self, X: Any) -> ImageSource:
         return self._image_source(self._check_input(X, reset=False), like=self._format)
+
+    def _source_of_fit(self, X: Any) -> ImageSource:
+        """Return the images of fit, and refuse others as far as their number and the names of files tell.
+
+        Folders may have moved.
+        """
+        source = self._fitted_source(X)
+        if len(source) != len(self.labels_):
+            raise ValueError(f"X must be the {len(self.labels_)} images of fit; got {len(source)}")
+        if isinstance(source, FileImages) and hasattr(self, "files_"):
+            for row, (found, fitted) in enumerate(zip(source.paths, self.files_, strict=True)):
+                if base_name(found) != base_name(fitted):
+                    raise ValueError(
+                        f"X must be the files of fit, in their order; file {row} is {shown(base_name(found))}, that of "
+                        f"fit was {shown(base_name(fitted))}"
+                    )
+        return source
 
     def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
         device = default_device(self.device)

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from skdiec.backbones.folders import reason, write_whole
 from skdiec.cli.console import Console, Report, shown_path
 
 MANIFEST_FILE = ".skdiec-files.json"
@@ -95,7 +94,7 @@ class OutputFolder:
             self._save()
         except OSError as error:
             raise ValueError(
-                f"{shown_path(path)} cannot be written to: {reason(error)}; --out says where results go"
+                f"{shown_path(path)} cannot be written to: {error.strerror or error}; --out says where results go"
             ) from error
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{shown_path(manifest)} is damaged: {error}. Choose another folder with --out") from error
@@ -218,6 +217,8 @@ class OutputFolder:
         self._save()
 
     def _save(self) -> None:
+        from skdiec.backbones.folders import write_whole
+
         write_whole(self.path / MANIFEST_FILE, json.dumps(self._written).encode())
 
 

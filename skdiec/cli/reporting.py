@@ -48,7 +48,7 @@ def write_report(
 
     X: Any = images.paths
     if value_range is not None:  # of a copy: the report tells of the parameters that the fit had
-        X = copy.copy(model).set_params(value_range=value_range)._fitted_source(X)
+        X = copy.copy(model).set_params(value_range=value_range)._source_of_fit(X)
     shown = [images.files.names[row] for row in images.rows]
     with console.telling("skdiec.report"), console.bar("drawing thumbnails") as progress:
         report.write_report(model, X, path, paths=shown, names=names, progress=progress)
@@ -63,7 +63,7 @@ def check_files(model: DiffusionEmbeddedClustering, files: Files) -> None:
     files : Files
         More than were fitted may be right: those that are broken were left out. Their folder may have moved.
     """
-    from skdiec.report.paths import base_name
+    from skdiec.images.files import base_name
 
     n_readable, n_fitted = len(files.kinds), len(model.labels_)
     if n_readable < n_fitted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -129,6 +130,25 @@ def file_images(
             like,
         )
     return FileImages(paths, *found)
+
+
+def base_name(path: str | os.PathLike) -> str:
+    r"""Return the name of a file without its folders, whichever system the path is of.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> base_name("photos/1.png"), base_name(r"C:\photos\1.png")
+    ('1.png', '1.png')
+    """
+    return re.split(r"[/\\]", os.fspath(path))[-1]
 
 
 def as_paths(X: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:

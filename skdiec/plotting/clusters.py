@@ -221,9 +221,7 @@ def _read_images(
         # As a list of these alone: the others are not even opened.
         source, places = estimator._fitted_source([estimator.files_[row] for row in wanted]), np.arange(len(wanted))
     else:
-        source, places = estimator._fitted_source(X), wanted
-        if len(source) != len(estimator.labels_):
-            raise ValueError(f"X must be the {len(estimator.labels_)} images of fit; got {len(source)}")
+        source, places = estimator._source_of_fit(X), wanted
     pictures = np.concatenate([_thumbnails(source, block) for block in np.array_split(places, len(rows))])
     gallery = np.zeros((*rows.shape, *pictures.shape[1:]), dtype=np.uint8)
     gallery[rows >= 0] = pictures[np.searchsorted(wanted, rows[rows >= 0])]

@@ -3,28 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-
-
-def base_name(path: str | os.PathLike) -> str:
-    r"""Return the name of a file without its folders, whichever system the path is of.
-
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> base_name("photos/1.png"), base_name(r"C:\photos\1.png")
-    ('1.png', '1.png')
-    """
-    return re.split(r"[/\\]", os.fspath(path))[-1]
 
 
 def short_names(files: Sequence[str | os.PathLike], folder: str | os.PathLike | None = None) -> list[str]:

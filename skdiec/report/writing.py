@@ -24,7 +24,7 @@ from skdiec.backbones.folders import write_whole
 from skdiec.images import FileImages, ImageSource
 from skdiec.messages import shown
 from skdiec.report.content import Content, as_base64, as_json, gather
-from skdiec.report.paths import base_name, short_names
+from skdiec.report.paths import short_names
 from skdiec.report.words import advice_on, figures, lead, number_found
 
 MAX_NAME = 120
@@ -122,9 +122,6 @@ def write_report(
     n_samples = len(model.labels_)
     shortened_names = [name[:MAX_NAME] for name in cluster_names(names, len(model.cluster_centers_))]
     source = _source(model, X)
-    if len(source) != n_samples:
-        raise ValueError(f"X must be the {n_samples} images of fit; got {len(source)}")
-    _check_files(model, source)
     image_names = _image_names(paths, X, source, n_samples)
     title = _checked_title(title, X)
     if progress is not None and not callable(progress):
@@ -160,20 +157,7 @@ def _source(model: DiffusionEmbeddedClustering, X: Any) -> ImageSource:
         if not hasattr(model, "files_"):
             raise ValueError("X must be the images of fit, since the model keeps none of them; got None")
         X = list(model.files_)
-    return model._fitted_source(X)
-
-
-def _check_files(model: DiffusionEmbeddedClustering, source: ImageSource) -> None:
-    """Raise ValueError for files of other names than those of the fit. Folders may have moved."""
-    if not isinstance(source, FileImages) or not hasattr(model, "files_"):
-        return
-    for row, (found, fitted) in enumerate(zip(source.paths, model.files_, strict=True)):
-        names = base_name(found), base_name(fitted)
-        if names[0] != names[1]:
-            raise ValueError(
-                f"X must be the files of fit, in their order; file {row} is {shown(names[0])}, that of fit was "
-                f"{shown(names[1])}"
-            )
+    return model._source_of_fit(X)
 
 
 def _image_names(paths: Any, X: Any, source: ImageSource, n_samples: int) -> list[str] | None:
