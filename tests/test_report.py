@@ -415,7 +415,7 @@ def scored(silhouette, modularity, n_clusters=(2, 3, 4, 5, 6, 7, 8, 9, 10)):
     [
         (5, 6, 0.4, "good", "Two scores agree on it."),
         (8, 5, 0.4, "fair", "Two scores agree roughly: compare it with up to 8."),
-        (3, 7, 0.4, "poor", "Two scores disagree: it may be anything from 3 to 7."),
+        (3, 7, 0.4, "poor", "Two scores disagree, and point to numbers from 3 to 7; "),
         (10, 10, 0.4, "poor", "There may be more: no higher number was looked at"),
         (5, 5, 0.95, "poor", "There may be no clusters"),
         (5, 5, np.nan, "good", "Two scores agree on it."),

@@ -93,7 +93,9 @@ Model = Annotated[
     Path,
     typer.Argument(parser=a_path, metavar="MODEL", help="Folder of a saved model, or one that skdiec cluster wrote."),
 ]
-Clusters = Annotated[str | None, typer.Option("-k", "--clusters", metavar="N", help="Number of clusters, else found.")]
+Clusters = Annotated[
+    str | None, typer.Option("-k", "--clusters", metavar="N", help="Number of clusters. Without it, it is found.")
+]
 Output = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Where results go; FOLDER-clusters beside FOLDER if not said."),

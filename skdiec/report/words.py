@@ -216,7 +216,8 @@ def number_found(model: Any) -> Figure | None:
         if high <= ABOUT_AGREE * low
         else (
             POOR,
-            f"Two scores disagree: it may be anything from {low} to {high}. Ask for some of these, and compare.",
+            f"Two scores disagree, and point to numbers from {low} to {high}; the right one may lie outside. Ask for "
+            "some, and compare.",
         )
     )
     return Figure(
