@@ -94,7 +94,7 @@ Model = Annotated[
     typer.Argument(parser=a_path, metavar="MODEL", help="Folder of a saved model, or one that skdiec cluster wrote."),
 ]
 Clusters = Annotated[
-    str | None, typer.Option("-k", "--clusters", metavar="N", help="Number of clusters. Without it, it is found.")
+    str | None, typer.Option("-k", "--clusters", metavar="N", help="Number of clusters; found if not said.")
 ]
 Output = Annotated[
     Path | None,
