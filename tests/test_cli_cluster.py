@@ -484,10 +484,7 @@ def test_wrong_arguments_are_told_of_in_one_line(options, message, done, tmp_pat
     [
         ("nowhere", "there is no folder "),
         ("empty", "has no file with a suffix such as .jpg, .png or .tif"),
-        (
-            "list.txt",
-            "no line of it is the path of a file, such as '{here}/nowhere.png'",
-        ),
+        ("list.txt", "no line of it is the path of a file, such as '{here}/nowhere.png'"),
         ("blank.txt", " is neither a folder nor a text file of paths"),
         ("image.png", " is neither a folder nor a text file of paths"),
     ],

@@ -751,7 +751,7 @@ def test_images_without_a_label_get_one(make_model, images, labels):
     assert_array_equal(model.initial_labels_, labels)  # planted clusters lie far apart
 
 
-def test_labels_labels_along_graph_the_graph_and_leave_those_given():
+def test_labels_spread_along_the_graph_and_leave_those_given():
     turn = np.linspace(0, np.pi, 40)
     moons = np.concatenate([np.c_[np.cos(turn), np.sin(turn)], np.c_[1 - np.cos(turn), 0.4 - np.sin(turn)]])
     labels = np.full(80, -1, dtype=np.int32)

@@ -876,6 +876,13 @@ class DiffusionEmbeddedClustering(
                     )
         return source
 
+    def _labels_kept(self) -> tuple[int, int] | None:
+        """Return how many images are still in the cluster that `init` gave them, and how many it gave one."""
+        if isinstance(self.init, str) or np.ndim(self.init) != 1:
+            return None
+        given = np.asarray(self.init)
+        return int((given == self.labels_).sum()), int((given >= 0).sum())
+
     def _map(self, source: ImageSource, function: Callable[..., NDArray]) -> NDArray:
         device = default_device(self.device)
         backbones = [extractor.backbone.to(device) for extractor in self._extractors]

@@ -172,10 +172,8 @@ def fit_in_stages(model: DiffusionEmbeddedClustering, X: Any, stages: Stages) ->
     model.embedding_ = model._map(source, model._model.embed) if model.train_backbone else model._model.embed(features)
     assigned = model._model.assign(model.embedding_)
     model.labels_, model.probabilities_ = assigned.argmax(axis=1).astype(np.int32), assigned.max(axis=1)
-    if not isinstance(model.init, str) and np.ndim(model.init) == 1:
-        given = np.asarray(model.init)
-        n_kept, n_given = int((given == model.labels_).sum()), int((given >= 0).sum())
-        logger.info("labels: %d of the %d that were given are kept", n_kept, n_given)
+    if (counts := model._labels_kept()) is not None:
+        logger.info("labels: %d of the %d that were given are kept", *counts)
     tree = functools.partial(cluster_tree, model.embedding_, start.graph, model.labels_, seed=seeds.start)
     compare = functools.partial(cut_over_noise, h, model.labels_, model.n_neighbors, normalized_cut, seed=seeds.start)
     found: list[Any] = in_parallel([tree, compare], 1)

@@ -212,7 +212,7 @@ def _summary(
         }
         for number, size in enumerate(sizes)
     ]
-    best = model.search_result_.best
+    best, kept = model.search_result_.best, model._labels_kept()
     return {
         "skdiec": __version__,
         "folder": str(folder.resolve()),
@@ -223,7 +223,7 @@ def _summary(
         ],
         "clusters": clusters,
         "number": _number(model),
-        "labels": _labels_kept(model),
+        "labels": None if kept is None else dict(zip(("kept", "given"), kept, strict=True)),
         "representation": {"layer": best.layer, "timestep": best.timestep, "pooling": best.pooling},
         "scores": {
             "cut_over_noise": model.cut_over_noise_,
@@ -253,16 +253,6 @@ def _number(model: DiffusionEmbeddedClustering) -> dict[str, Any] | None:
     if found is None:
         return None
     return {"grade": found.grade, "verdict": found.verdict, "scores": model.n_clusters_scores_}
-
-
-def _labels_kept(model: DiffusionEmbeddedClustering) -> dict[str, int] | None:
-    """Return how many labels were given, and how many images are in that cluster still; None without labels."""
-    import numpy as np
-
-    if isinstance(model.init, str):
-        return None
-    given = np.asarray(model.init)
-    return {"given": int((given >= 0).sum()), "kept": int((given == model.labels_).sum())}
 
 
 def _parameters(model: DiffusionEmbeddedClustering) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from skdiec._estimator import DiffusionEmbeddedClustering
 from skdiec._parameters import cluster_names
 from skdiec._version import __version__
-from skdiec.backbones.folders import write_whole
+from skdiec.backbones.folders import reason, write_whole
 from skdiec.images import FileImages, ImageSource
 from skdiec.messages import shown
 from skdiec.report.content import Content, as_base64, as_json, gather
@@ -257,7 +257,7 @@ def _check_writable(target: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise OSError(f"{target} cannot be written: {reason(error)}") from error
 
 
 def _write(target: Path, content: str) -> None:
@@ -265,5 +265,5 @@ def _write(target: Path, content: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise OSError(f"{target} cannot be written: {reason(error)}") from error
     write_whole(target, content.encode("utf-8", errors="replace"))  # names of files may hold what no text is

@@ -160,7 +160,7 @@ def search_cells(
         for layer, pooling in pairs
     }
     shape = (len(names), len(timesteps), len(poolings))
-    compares = criterion == "consensus" and n_final > n_images
+    compares = criterion == "consensus" and n_final > n_images and len(pairs) > 1
     stages = Stages(extract, scoring, position, shape, criterion, key, costs, n_jobs, report, n_later=int(compares))
     cells = list(position)
     if strategy == "halving":
